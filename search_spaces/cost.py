@@ -1,0 +1,140 @@
+"""What a subnet costs, computed without building it; and the workload that a cost is the cost of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.families import ModelShape
+from search_spaces.subnet import PRECISIONS, SubnetConfig, SubnetTable
+
+Phase = Literal["encode", "prefill", "decode"]
+_BYTES = np.array([{"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "int4": 0.5}[name] for name in PRECISIONS])
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What one run of the model processes.
+
+    Args:
+        batch_size: Sequences per run.
+        sequence_length: Tokens per sequence; for ``decode``, tokens already in the KV cache.
+        phase: ``encode`` (all tokens at once), ``prefill`` (the prompt of a causal model) or ``decode`` (one new token).
+
+    Raises:
+        ValueError: A size is below 1, or the phase is unknown.
+    """
+
+    batch_size: int = 1
+    sequence_length: int = 128
+    phase: Phase = "encode"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "sequence_length"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a whole number >= 1, but got {value!r}.")
+        if self.phase not in get_args(Phase):
+            raise ValueError(f"`phase` must be one of {', '.join(get_args(Phase))}, but got {self.phase!r}.")
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens per sequence that pass through the projections in one run."""
+        return 1 if self.phase == "decode" else self.sequence_length
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; ``Workload(**data)`` reads it back."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Analytic costs of one subnet (numbers) or of many (arrays of shape ``(subnets,)``).
+
+    ``macs`` are multiply-accumulates of one run of the workload; ``block_parameters`` counts the blocks' parameters
+    as stored, factors included.
+    """
+
+    parameters: NDArray[np.int64]
+    block_parameters: NDArray[np.int64]
+    macs: NDArray[np.int64]
+    weight_bytes: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """One group of projections with the same sizes, for all the subnets of a table: arrays ``(subnets, blocks)``."""
+
+    name: str
+    count: int
+    inputs: NDArray[np.int64]
+    outputs: NDArray[np.int64]
+    rank: NDArray[np.int64]
+    bias: bool
+
+    @property
+    def weights(self) -> NDArray[np.int64]:
+        """Weights of one member, biases not counted."""
+        dense = self.inputs * self.outputs
+        return np.where(self.rank > 0, self.rank * (self.inputs + self.outputs), dense)
+
+
+def effective_rank(rank: NDArray[np.int64], inputs: NDArray[np.int64], outputs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rank where two factors are smaller than the matrix, else 0 (dense): the break-even rule, in one place."""
+    return np.where((rank > 0) & (rank * (inputs + outputs) < inputs * outputs), rank, 0)
+
+
+def projections(shape: ModelShape, table: SubnetTable) -> tuple[Projection, ...]:
+    """The projections of every block of every subnet, in the order in which they run."""
+    hidden = np.broadcast_to(table.hidden_size[:, None], table.heads.shape)
+    query, key = table.heads * shape.head_dim, table.kv_heads * shape.head_dim
+    rows = (
+        ("query", 1, hidden, query, table.rank_qkv, shape.bias_qkv),
+        ("key_value", 2, hidden, key, table.rank_qkv, shape.bias_qkv),
+        ("attention_out", 1, query, hidden, table.rank_attention_out, shape.bias_attention_out),
+        ("ffn_in", 2 if shape.gated else 1, hidden, table.ffn, table.rank_ffn_in, shape.bias_ffn_in),
+        ("ffn_out", 1, table.ffn, hidden, table.rank_ffn_out, shape.bias_ffn_out),
+    )
+    return tuple(
+        Projection(name, count, inputs, outputs, effective_rank(rank, inputs, outputs), bias)
+        for name, count, inputs, outputs, rank, bias in rows
+    )
+
+
+def costs(shape: ModelShape, subnets: Sequence[SubnetConfig] | SubnetTable, workload: Workload | None = None) -> Cost:
+    """Costs of many subnets at once; every array of the result is ``(subnets,)``."""
+    table = subnets if isinstance(subnets, SubnetTable) else SubnetTable.from_subnets(subnets)
+    workload = workload or Workload()
+    kept = ~table.skipped
+    tokens = workload.batch_size * workload.new_tokens
+    weights = np.zeros(table.heads.shape, dtype=np.int64)
+    biases = np.zeros(table.heads.shape, dtype=np.int64)
+    for projection in projections(shape, table):
+        weights += projection.count * projection.weights
+        if projection.bias:
+            # A sublayer that is not there leaves no bias either.
+            there = (projection.inputs > 0) & (projection.outputs > 0)
+            biases += projection.count * np.where(there, projection.outputs, 0)
+    block_parameters = np.where(kept, weights + biases + shape.block_other_parameters, 0)
+    # Scores and weighted values: two products of (new tokens x all tokens x head_dim) per head.
+    attention = 2 * table.heads * shape.head_dim * tokens * workload.sequence_length
+    macs = (tokens * weights + attention) * kept
+    head = tokens * shape.head_macs_per_token + workload.batch_size * shape.head_macs_per_sequence
+    other = block_parameters - np.where(kept, weights, 0)
+    return Cost(
+        parameters=block_parameters.sum(axis=1) + shape.other_parameters,
+        block_parameters=block_parameters.sum(axis=1),
+        macs=macs.sum(axis=1) + head,
+        weight_bytes=(np.where(kept, weights, 0) * _BYTES[table.precision] + 4.0 * other).sum(axis=1)
+        + 4.0 * shape.other_parameters,
+    )
+
+
+def cost(shape: ModelShape, subnet: SubnetConfig, workload: Workload | None = None) -> Cost:
+    """Costs of one subnet: the arrays of ``costs`` with one element, taken out."""
+    many = costs(shape, [subnet], workload)
+    return Cost(many.parameters[0], many.block_parameters[0], many.macs[0], many.weight_bytes[0])
