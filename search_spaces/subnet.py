@@ -180,4 +180,4 @@ class SubnetTable:
     @property
     def skipped(self) -> NDArray[np.bool_]:
         """``(subnets, blocks)``: which blocks are not there."""
-        return (self.heads == 0) & (self.ffn == 0)
+        return np.logical_and(self.heads == 0, self.ffn == 0)

@@ -1,0 +1,75 @@
+"""Layers of which a part is active: the leaves of the supernet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True, slots=True)
+class LinearWeights:
+    """The tensors of one variant of a projection: ``y = weight @ (down @ x) + bias``, without ``down`` when dense.
+
+    Args:
+        weight: ``(out, in)``, or ``(out, rank)`` when there are two factors.
+        bias: ``(out,)`` or None.
+        down: ``(rank, in)`` or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    down: Tensor | None = None
+
+    @property
+    def in_features(self) -> int:
+        """Width of the input."""
+        return (self.weight if self.down is None else self.down).shape[1]
+
+    def module(self) -> nn.Linear | nn.Sequential:
+        """A plain module with its own copy of the tensors: one ``nn.Linear``, or two in an ``nn.Sequential``."""
+        up = _linear(self.weight, self.bias)
+        return up if self.down is None else nn.Sequential(_linear(self.down, None), up)
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().clone())
+    return linear
+
+
+class ElasticLinear(nn.Module):
+    """A projection that runs whichever variant is active.
+
+    It owns no weights: the supernet's library does, and `activate` points at slices of it. So activating costs
+    microseconds, and many widths and ranks share their tensors.
+    """
+
+    def __init__(self, weights: LinearWeights) -> None:
+        super().__init__()
+        self.active = weights
+
+    def activate(self, weights: LinearWeights) -> None:
+        """Make a variant the one that `forward` runs."""
+        self.active = weights
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """``(..., in)`` to ``(..., out)``."""
+        active = self.active
+        if active.down is not None:
+            inputs = functional.linear(inputs, active.down)
+        return functional.linear(inputs, active.weight, active.bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """The active weight: some models look at a projection's dtype through it."""
+        return self.active.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The active bias."""
+        return self.active.bias
