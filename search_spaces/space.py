@@ -209,6 +209,18 @@ class SearchSpace:
             found[candidate] = None
         return list(found)
 
+    def levels(self, name: str, block: int) -> tuple[int, ...]:
+        """The sizes that a block's heads or FFN can take; the full one alone where the space does not vary it."""
+        full = int(self._defaults[name])
+        own = [d for d in self.dimensions if d.name == name and d.block in (block, None)]
+        return tuple(int(value) for value in own[0].choices) if own else (full,)
+
+    def largest_rank(self, name: str, block: int, inputs: int, outputs: int) -> int:
+        """The largest rank of a dimension that makes a projection of these sizes smaller; 0 where none does."""
+        own = [d for d in self.dimensions if d.name == name and d.block in (block, None)]
+        ranks = (int(value) for d in own for value in d.choices)
+        return max((rank for rank in ranks if rank * (inputs + outputs) < inputs * outputs), default=0)
+
     @property
     def size(self) -> int:
         """How many combinations of choices there are (equal architectures written differently counted each)."""
@@ -385,7 +397,7 @@ def _resolve_number(shape: ModelShape, name: str, value: Any, multiple: int) -> 
     full = {"heads": shape.heads, "ffn": shape.ffn}.get(name, shape.hidden_size)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"space: `{name}` takes numbers, but got {value!r}.")
-    if isinstance(value, float) and not value.is_integer() or value == 1.0 and isinstance(value, float):
+    if (isinstance(value, float) and not value.is_integer()) or (value == 1.0 and isinstance(value, float)):
         if not 0 < value <= 1:
             raise ValueError(f"space: a fraction for `{name}` must be in (0, 1], but got {value}.")
         number = min(full, max(multiple, round(value * full / multiple) * multiple))
