@@ -1,0 +1,1 @@
+"""Finalists as folders that run elsewhere: plain transformers model, ONNX graphs, tokenizer, metrics, card."""

@@ -1,0 +1,1 @@
+"""Reports of studies: plain data in, self-contained HTML, Markdown, CSV and a terminal table out."""

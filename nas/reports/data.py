@@ -1,0 +1,313 @@
+"""What a report is made of: plain frozen data with a JSON round trip, so that a report is drawn again identically.
+
+Nothing here knows the search engine. `nas/commands.py` fills a `Report`; tables, figures and pages only read it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from search_spaces.cost import Workload
+from search_spaces.subnet import SubnetConfig
+
+Role = Literal["teacher", "front"]
+FORMAT = "hwnas report 1"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value between two bounds, all in the unit that the field's name tells."""
+
+    value: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"An interval needs low <= value <= high, but got {self.low}, {self.value}, {self.high}.")
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredLatency:
+    """Latency as measured on the device, in milliseconds: median, minimum, 90th percentile of ``n`` runs."""
+
+    p50_ms: float
+    min_ms: float
+    p90_ms: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """One model of the report's table: a teacher or a front member, in one precision.
+
+    Args:
+        name: What people call it. The two precisions of one architecture share it.
+        role: ``teacher`` or ``front``.
+        subnet: The architecture; a teacher's is the largest one.
+        parameters: Of the whole model, embeddings and head included.
+        macs: Multiply-accumulates of one run of the workload.
+        metrics: Metric name -> value on sentences that neither calibration nor search saw.
+        precision: Of the deployed graph: ``fp32``, ``int8`` ...
+        predicted_ms: What the latency model said before anything was measured.
+        measured: What the device said.
+        speedup_fp32: Paired median speed-up against the fp32 teacher of the same run.
+        speedup_int8: Paired median speed-up against the int8 teacher of the same run.
+        size_mb: Size of the deployed graph on disk, in megabytes (10^6 bytes).
+        directory: Folder that holds the exported model.
+    """
+
+    name: str
+    role: Role
+    subnet: SubnetConfig
+    parameters: int
+    macs: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    precision: str = "fp32"
+    predicted_ms: Interval | None = None
+    measured: MeasuredLatency | None = None
+    speedup_fp32: Interval | None = None
+    speedup_int8: Interval | None = None
+    size_mb: float | None = None
+    directory: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in get_args(Role):
+            raise ValueError(f"`role` must be one of {', '.join(get_args(Role))}, but got {self.role!r}.")
+
+    @property
+    def latency_ms(self) -> float | None:
+        """The measured median where there is one, else the prediction, in milliseconds."""
+        if self.measured is not None:
+            return self.measured.p50_ms
+        return None if self.predicted_ms is None else self.predicted_ms.value
+
+
+@dataclass(frozen=True, slots=True)
+class ExploredTrial:
+    """One evaluated trial: predicted latency in milliseconds, quality, and whether it kept the constraints."""
+
+    latency_ms: float
+    quality: float
+    feasible: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionCheck:
+    """A subnet that the predictor had not seen: its predicted and its measured latency, in milliseconds."""
+
+    name: str
+    predicted_ms: Interval
+    measured_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class PredictorScore:
+    """One line of the predictor's scorecard: score name -> value, on ``n`` subnets that it was not fitted to."""
+
+    predictor: str
+    n: int
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """What the whole model loses when one block takes one variant.
+
+    Args:
+        metric: The metric whose loss it is.
+        variants: Names of the variants (``heads 6``, ``ffn 768``), one per row.
+        losses: One row per variant, one value per block of the teacher; NaN where a variant does not apply.
+
+    Raises:
+        ValueError: There is not one row per variant, or rows differ in length.
+    """
+
+    metric: str
+    variants: tuple[str, ...]
+    losses: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.variants) != len(self.losses) or len({len(row) for row in self.losses}) > 1:
+            raise ValueError("Sensitivity needs one row of losses per variant, all of the same length.")
+
+
+@dataclass(frozen=True, slots=True)
+class StageTiming:
+    """How long a stage took, in seconds, and whether its result was reused from an earlier run."""
+
+    name: str
+    seconds: float
+    reused: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCommand:
+    """A command or snippet that people can copy, and what it is good for."""
+
+    purpose: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that one study's report shows.
+
+    Args:
+        study: Name of the study.
+        created: When the study ended, as text; reports read no clock, so that they stay identical.
+        teacher: Name of the teacher.
+        task: What the quality was measured on, in words.
+        quality: Name of the main metric: a key of the rows' ``metrics``.
+        device: The device's fingerprint.
+        workload: What one run processes.
+        teacher_subnet: The largest subnet, beside which architectures are drawn.
+        budget_ms: The latency constraint of the search, in milliseconds.
+        higher_is_better: Whether a higher quality is a better one.
+        confidence: Coverage that the prediction intervals aim at.
+        models: Teachers first, then the front; in the order in which tables show them.
+        explored: Every evaluated trial.
+        checks: Predictions beside measurements, of subnets that the predictor had not seen.
+        scorecard: How well the predictors predict.
+        sensitivity: Losses of the whole model, block by block.
+        stages: How long everything took.
+        commands: How to load the exported models.
+        notes: Sentences for the reader: what was reused, what could not be done.
+    """
+
+    study: str
+    created: str
+    teacher: str
+    task: str
+    quality: str
+    device: Mapping[str, str]
+    workload: Workload
+    teacher_subnet: SubnetConfig
+    budget_ms: float | None = None
+    higher_is_better: bool = True
+    confidence: float = 0.9
+    models: tuple[ModelRow, ...] = ()
+    explored: tuple[ExploredTrial, ...] = ()
+    checks: tuple[PredictionCheck, ...] = ()
+    scorecard: tuple[PredictorScore, ...] = ()
+    sensitivity: Sensitivity | None = None
+    stages: tuple[StageTiming, ...] = ()
+    commands: tuple[LoadCommand, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of all the rows' metrics, the main one first, in the order of first appearance."""
+        names = dict.fromkeys(name for row in self.models for name in row.metrics)
+        return tuple(sorted(names, key=lambda name: name != self.quality))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that ``from_dict`` reads back; NaN and infinities become None."""
+        data = _plain(asdict(self))
+        assert isinstance(data, dict)
+        return {"format": FORMAT, **data}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        """Rebuild from plain data.
+
+        Raises:
+            ValueError: It is not a report, a key is missing or unknown, or a value breaks a rule.
+        """
+        if data.get("format") != FORMAT:
+            raise ValueError(f"report: `format` must be {FORMAT!r}, but got {data.get('format')!r}.")
+        values = {key: value for key, value in data.items() if key != "format"}
+        try:
+            many: dict[str, Any] = {
+                name: tuple(read(item) for item in values.pop(name, ())) for name, read in _READERS.items()
+            }
+            sensitivity = _optional(_sensitivity, values.pop("sensitivity", None))
+            workload = Workload(**values.pop("workload"))
+            teacher_subnet = SubnetConfig.from_dict(values.pop("teacher_subnet"))
+            return cls(workload=workload, teacher_subnet=teacher_subnet, sensitivity=sensitivity, **many, **values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"report: the data do not fit ({type(error).__name__}: {error}).") from error
+
+    def save(self, path: Path | str) -> None:
+        """Write as JSON, with keys in a fixed order."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path | str) -> Report:
+        """Read what ``save`` wrote.
+
+        Raises:
+            ValueError: The file is no report.
+            OSError: The file cannot be read.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"report: {path} is not valid JSON ({error}).") from error
+        if not isinstance(data, Mapping):
+            raise ValueError(f"report: {path} must hold a JSON object, but holds a {type(data).__name__}.")
+        return cls.from_dict(data)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _optional(read: Callable[[Any], T], data: Any) -> T | None:
+    return None if data is None else read(data)
+
+
+def _interval(data: Mapping[str, float]) -> Interval:
+    return Interval(**data)
+
+
+def _model(data: Mapping[str, Any]) -> ModelRow:
+    values = dict(data)
+    for name in ("predicted_ms", "speedup_fp32", "speedup_int8"):
+        values[name] = _optional(_interval, values.get(name))
+    measured = _optional(lambda plain: MeasuredLatency(**plain), values.pop("measured", None))
+    subnet = SubnetConfig.from_dict(values.pop("subnet"))
+    metrics = {key: _number(value) for key, value in values.pop("metrics").items()}
+    return ModelRow(subnet=subnet, measured=measured, metrics=metrics, **values)
+
+
+def _check(data: Mapping[str, Any]) -> PredictionCheck:
+    return PredictionCheck(data["name"], _interval(data["predicted_ms"]), data["measured_ms"])
+
+
+def _score(data: Mapping[str, Any]) -> PredictorScore:
+    scores = {key: _number(value) for key, value in data["scores"].items()}
+    return PredictorScore(data["predictor"], data["n"], scores)
+
+
+def _sensitivity(data: Mapping[str, Any]) -> Sensitivity:
+    rows = tuple(tuple(_number(value) for value in row) for row in data["losses"])
+    return Sensitivity(data["metric"], tuple(data["variants"]), rows)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "models": _model,
+    "explored": lambda data: ExploredTrial(**data),
+    "checks": _check,
+    "scorecard": _score,
+    "stages": lambda data: StageTiming(**data),
+    "commands": lambda data: LoadCommand(**data),
+    "notes": str,
+}

@@ -1,0 +1,237 @@
+"""The report as one self-contained HTML page: no network, every outside text escaped, light and dark, any width."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from typing import Any
+
+from nas.progress import format_duration
+from nas.reports.data import ModelRow, Report
+from nas.reports.drawing import HATCH, draw_subnet
+from nas.reports.figures import Figure, front_figure, predicted_vs_measured_figure, sensitivity_figure
+from nas.reports.tables import (
+    describe,
+    format_count,
+    format_interval,
+    format_metric,
+    format_number,
+    model_columns,
+    model_rows,
+    scorecard_table,
+)
+
+
+def render_page(report: Report) -> str:
+    """The whole page as text; equal reports give equal text."""
+    figures = {
+        "front": front_figure(report),
+        "checks": predicted_vs_measured_figure(report),
+        "sensitivity": sensitivity_figure(report),
+    }
+    drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    scripts = (_plotly_source() if drawn else "", _resource("page.js"))
+    sections = [
+        _header(report),
+        _section(
+            "front",
+            f"{report.quality} against latency",
+            _figure("front", "Pareto front", figures["front"], log_button=True),
+            "Up and to the left is better. Open circles are predictions with their intervals; filled marks are "
+            "measurements of the exported models; stars are the teacher.",
+        ),
+        _section("models", "Models", _models_table(report)),
+        _section("architectures", "Architectures", _architectures(report), _DRAWING_NOTE),
+        _section("predictions", "Latency model", _predictions(report, figures["checks"])),
+        _section(
+            "sensitivity",
+            "Sensitivity",
+            _figure("sensitivity", "Sensitivity heat map", figures["sensitivity"]),
+            "What the whole model loses when one block alone takes one variant.",
+        ),
+        _section("load", "Load a model", _commands(report)),
+        _section("run", "The run", _run(report)),
+    ]
+    return _PAGE.format(
+        title=html.escape(f"{report.study}: {report.teacher}"),
+        style=_resource("page.css"),
+        hatch=HATCH,
+        body="\n".join(part for part in sections if part),
+        figures=_script_json(drawn),
+        plotly=scripts[0],
+        script=scripts[1],
+        hashes=" ".join(_script_hash(script) for script in scripts),
+    )
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src {hashes}; \
+style-src 'unsafe-inline'; img-src data: blob:">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+{hatch}
+<main>
+{body}
+</main>
+<script>{plotly}</script>
+<script type="application/json" id="figures">{figures}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+_DRAWING_NOTE = (
+    "One column per block: attention heads above the line, FFN neurons below, as shares of the teacher, whose outline "
+    "is drawn around. Hatched: low rank (r on the projections that read, o on the one that writes). Dashed: skipped."
+)
+
+
+def _header(report: Report) -> str:
+    workload = report.workload
+    processor = report.device.get("cpu") or report.device.get("gpu") or report.device.get("name") or "unknown device"
+    facts = [
+        ("Teacher", report.teacher),
+        ("Task", report.task),
+        ("Device", processor),
+        ("Workload", f"batch {workload.batch_size}, {workload.sequence_length} tokens, {workload.phase}"),
+        ("Budget", "none" if report.budget_ms is None else f"{format_number(report.budget_ms)} ms"),
+        ("Trials", str(len(report.explored))),
+        ("Written", report.created),
+    ]
+    items = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts)
+    return f'<header><h1>{html.escape(report.study)}</h1>{_headline(report)}<dl class="facts">{items}</dl></header>'
+
+
+def _headline(report: Report) -> str:
+    """The fastest measured front member of each precision, in one sentence each."""
+    lines = []
+    for precision in dict.fromkeys(row.precision for row in report.models):
+        rows = [row for row in report.models if row.role == "front" and row.precision == precision and row.speedup_fp32]
+        if rows:
+            row = max(rows, key=lambda row: row.speedup_fp32.value if row.speedup_fp32 else 0.0)
+            text = (
+                f"{row.name} in {precision}: {format_interval(row.speedup_fp32, 'x')} the speed of the fp32 teacher "
+                f"at {report.quality} {format_metric(row.metrics.get(report.quality))}."
+            )
+            lines.append(f'<p class="headline">{html.escape(text)}</p>')
+    return "".join(lines)
+
+
+def _section(name: str, title: str, body: str, note: str = "") -> str:
+    if not body:
+        return ""
+    text = f'<p class="note">{html.escape(note)}</p>' if note else ""
+    return f'<section id="{name}"><h2>{html.escape(title)}</h2>{text}{body}</section>'
+
+
+def _figure(name: str, label: str, figure: Figure | None, *, log_button: bool = False) -> str:
+    if figure is None:
+        return ""
+    button = '<button type="button" class="log" aria-pressed="false">log latency</button>' if log_button else ""
+    height = figure["layout"]["height"]
+    return (
+        f'<div class="figure">{button}<div class="plot" data-figure="{name}" role="img" aria-label="{label}" '
+        f'style="min-height:{height}px"></div></div>'
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[bool]) -> str:
+    def line(tag: str, cells: Sequence[str]) -> str:
+        opened = [f'<{tag} class="number">' if right else f"<{tag}>" for right in numeric]
+        parts = [f"{start}{html.escape(cell)}</{tag}>" for start, cell in zip(opened, cells, strict=True)]
+        return f"<tr>{''.join(parts)}</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    head = line("th", header)
+    return f'<div class="scroll" tabindex="0"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _models_table(report: Report) -> str:
+    columns = model_columns(report)
+    if not report.models:
+        return '<p class="empty">No model was kept: nothing that was tried keeps the constraints.</p>'
+    return _table([c.title for c in columns], model_rows(report), [c.numeric for c in columns])
+
+
+def _architectures(report: Report) -> str:
+    rows = {row.name: row for row in reversed(report.models) if row.role == "front"}
+    cards = [_card(report, report.teacher, report.teacher_subnet, None)] if rows else []
+    cards += [_card(report, name, row.subnet, row) for name, row in reversed(rows.items())]
+    return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+
+
+def _card(report: Report, name: str, subnet: Any, row: ModelRow | None) -> str:
+    facts = [describe(subnet)]
+    if row is not None:
+        facts.append(f"{format_count(row.parameters)} parameters")
+        facts.append(f"{report.quality} {format_metric(row.metrics.get(report.quality))}")
+        if row.latency_ms is not None:
+            facts.append(f"{format_number(row.latency_ms)} ms {row.precision}")
+    drawing = draw_subnet(subnet, report.teacher_subnet, f"Architecture of {name}")
+    return (
+        f"<figure><figcaption><b>{html.escape(name)}</b><span>{html.escape(' · '.join(facts))}</span></figcaption>"
+        f'<div class="scroll" tabindex="0">{drawing}</div></figure>'
+    )
+
+
+def _predictions(report: Report, figure: Figure | None) -> str:
+    parts = [_figure("checks", "Predicted against measured latency", figure)]
+    if report.scorecard:
+        header, rows = scorecard_table(report)
+        parts.append(_table(header, rows, [False] + [True] * (len(header) - 1)))
+    return "".join(parts)
+
+
+def _commands(report: Report) -> str:
+    return "".join(
+        f'<h3>{html.escape(command.purpose)}</h3><pre tabindex="0"><code>{html.escape(command.text)}</code></pre>'
+        for command in report.commands
+    )
+
+
+def _run(report: Report) -> str:
+    parts = ["".join(f"<p>{html.escape(note)}</p>" for note in report.notes)]
+    if report.stages:
+        rows = [
+            [stage.name, "reused" if stage.reused else format_duration(stage.seconds), stage.note]
+            for stage in report.stages
+        ]
+        total = sum(stage.seconds for stage in report.stages)
+        rows.append(["total", format_duration(total), ""])
+        parts.append(_table(["stage", "time", ""], rows, [False, True, False]))
+    if report.device:
+        parts.append("<h3>Device</h3>")
+        parts.append(_table(["property", "value"], [[k, str(v)] for k, v in report.device.items()], [False, False]))
+    return "".join(parts)
+
+
+def _resource(name: str) -> str:
+    return files("nas.reports").joinpath(name).read_text(encoding="utf-8")
+
+
+def _plotly_source() -> str:
+    """Plotly's own minified source, from the installed package; ``</script`` cannot occur inside."""
+    source = files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
+    return source.replace("</script", "<\\/script")
+
+
+def _script_hash(script: str) -> str:
+    """The only scripts that the page's policy lets run are those with these hashes."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _script_json(data: Any) -> str:
+    """JSON that cannot end the script element that it stands in."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

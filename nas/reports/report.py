@@ -1,0 +1,116 @@
+"""Write a report in all its forms: HTML page, Markdown, CSV, PNG, and the data from which all are drawn again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nas.progress import format_duration
+from nas.reports.data import Report
+from nas.reports.figures import save_predicted_vs_measured_png
+from nas.reports.page import render_page
+from nas.reports.tables import (
+    escape_markdown,
+    format_number,
+    markdown_table,
+    model_columns,
+    model_rows,
+    models_csv,
+    scorecard_table,
+)
+
+DATA_NAME = "report.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFiles:
+    """Where the forms of a report lie; ``png`` is None where nothing was measured."""
+
+    data: Path
+    html: Path
+    markdown: Path
+    csv: Path
+    png: Path | None
+
+
+def write_report(report: Report, directory: Path | str) -> ReportFiles:
+    """Write all the forms of a report; the same report gives the same bytes.
+
+    Args:
+        report: What to show.
+        directory: Folder that gets ``report.json``, ``report.html``, ``report.md``, ``models.csv`` and
+            ``predicted_vs_measured.png``; made where it does not exist.
+    """
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    png = folder / "predicted_vs_measured.png"
+    drawn = save_predicted_vs_measured_png(report, png)
+    written = ReportFiles(
+        data=folder / DATA_NAME,
+        html=folder / "report.html",
+        markdown=folder / "report.md",
+        csv=folder / "models.csv",
+        png=png if drawn else None,
+    )
+    report.save(written.data)
+    # newline: the same bytes on every system.
+    written.html.write_text(render_page(report), encoding="utf-8", newline="\n")
+    written.markdown.write_text(render_markdown(report, png.name if drawn else None), encoding="utf-8", newline="\n")
+    written.csv.write_text(models_csv(report), encoding="utf-8", newline="\n")
+    return written
+
+
+def render_markdown(report: Report, png_name: str | None = None) -> str:
+    """The report as Markdown.
+
+    Args:
+        report: What to show.
+        png_name: File name of the predicted-vs-measured picture, where there is one beside the text.
+    """
+    parts = [f"# {escape_markdown(report.study)}\n", _facts(report)]
+    if report.models:
+        columns = model_columns(report)
+        header, numeric = [column.title for column in columns], [column.numeric for column in columns]
+        parts += ["## Models\n", markdown_table(header, model_rows(report), numeric)]
+    if report.scorecard or png_name:
+        parts.append("## Latency model\n")
+        if report.scorecard:
+            parts.append(markdown_table(*scorecard_table(report)))
+        if png_name:
+            parts.append(f"![Predicted against measured latency]({png_name})\n")
+    if report.sensitivity:
+        table = report.sensitivity
+        header = [f"loss of {table.metric}", *(f"block {index}" for index in range(len(report.teacher_subnet.blocks)))]
+        rows = [
+            [name, *(format_number(value) for value in row)]
+            for name, row in zip(table.variants, table.losses, strict=True)
+        ]
+        parts += ["## Sensitivity\n", markdown_table(header, rows)]
+    if report.commands:
+        parts.append("## Load a model\n")
+        parts += [f"{escape_markdown(command.purpose)}\n\n{_code(command.text)}" for command in report.commands]
+    if report.stages:
+        rows = [[s.name, "reused" if s.reused else format_duration(s.seconds), s.note] for s in report.stages]
+        parts += ["## The run\n", markdown_table(["stage", "time", "note"], rows, [False, True, False])]
+    parts += [f"{escape_markdown(note)}\n" for note in report.notes]
+    return "\n".join(parts)
+
+
+def _facts(report: Report) -> str:
+    workload = report.workload
+    facts = {
+        "Teacher": report.teacher,
+        "Task": report.task,
+        "Workload": f"batch {workload.batch_size}, {workload.sequence_length} tokens, {workload.phase}",
+        "Budget": "none" if report.budget_ms is None else f"{format_number(report.budget_ms)} ms",
+        "Trials": str(len(report.explored)),
+        "Device": ", ".join(f"{key} {value}" for key, value in report.device.items()),
+        "Written": report.created,
+    }
+    return "".join(f"- {key}: {escape_markdown(value)}\n" for key, value in facts.items())
+
+
+def _code(text: str) -> str:
+    longest = max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}\n"

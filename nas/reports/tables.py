@@ -1,0 +1,203 @@
+"""The report's tables: the same columns in the terminal, in Markdown, in HTML; raw numbers in CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nas.reports.data import Interval, MeasuredLatency, ModelRow, Report
+from search_spaces.subnet import SubnetConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of the table of models: its title, how a row's cell reads, and whether it is a number."""
+
+    title: str
+    cell: Callable[[ModelRow], str]
+    numeric: bool = True
+
+
+def format_count(value: float) -> str:
+    """A large number as people read it: ``950``, ``22.7 M``, ``1.45 G``."""
+    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {letter}"
+    return f"{value:.3g}"
+
+
+def format_number(value: float) -> str:
+    """Three significant digits, never in powers of ten: ``0.00123``, ``12.3``, ``1234``."""
+    if not math.isfinite(value):
+        return "-"
+    if value == 0:
+        return "0"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def format_interval(interval: Interval | None, unit: str = "") -> str:
+    """``12.3 [11.8, 12.9]``, or a dash."""
+    if interval is None:
+        return "-"
+    low, high = format_number(interval.low), format_number(interval.high)
+    return f"{format_number(interval.value)}{unit} [{low}, {high}]"
+
+
+def format_metric(value: float | None) -> str:
+    """Three digits behind the point, or a dash."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def _format_measured(measured: MeasuredLatency | None) -> str:
+    if measured is None:
+        return "-"
+    return format_interval(Interval(measured.p50_ms, measured.min_ms, max(measured.p50_ms, measured.p90_ms)))
+
+
+def describe(subnet: SubnetConfig) -> str:
+    """An architecture in one short line: depth, and the ranges of heads, FFN widths and ranks of its blocks."""
+    kept = [block for block in subnet.blocks if not block.skipped]
+    ranks = [rank for block in kept for rank in (block.rank_qkv, block.rank_attention_out)]
+    ranks += [rank for block in kept for rank in (block.rank_ffn_in, block.rank_ffn_out)]
+    parts = [f"{subnet.depth} blocks", f"heads {_span(block.heads for block in kept)}"]
+    parts.append(f"FFN {_span(block.ffn for block in kept)}")
+    if any(ranks):
+        parts.append(f"rank {_span(rank for rank in ranks if rank)}")
+    return ", ".join(parts)
+
+
+def _span(values: Iterable[int]) -> str:
+    found = sorted(set(values))
+    if not found:
+        return "-"
+    return str(found[0]) if len(found) == 1 else f"{found[0]}-{found[-1]}"
+
+
+def model_columns(report: Report) -> tuple[Column, ...]:
+    """Columns of the table of models; those of which no row knows anything are left out."""
+
+    def metric(name: str) -> Column:
+        return Column(name, lambda row: format_metric(row.metrics.get(name)))
+
+    columns = (
+        Column("model", lambda row: row.name, numeric=False),
+        Column("precision", lambda row: row.precision, numeric=False),
+        Column("parameters", lambda row: format_count(row.parameters)),
+        Column("MACs", lambda row: format_count(row.macs)),
+        Column("predicted ms", lambda row: format_interval(row.predicted_ms)),
+        Column("measured ms p50 [min, p90]", lambda row: _format_measured(row.measured)),
+        Column("vs teacher fp32", lambda row: format_interval(row.speedup_fp32, "x")),
+        Column("vs teacher int8", lambda row: format_interval(row.speedup_int8, "x")),
+        *(metric(name) for name in report.metric_names),
+        Column("MB", lambda row: "-" if row.size_mb is None else format_number(row.size_mb)),
+    )
+    return tuple(column for column in columns if any(column.cell(row) != "-" for row in report.models))
+
+
+def model_rows(report: Report) -> list[list[str]]:
+    """The cells of the table of models, as text."""
+    columns = model_columns(report)
+    return [[column.cell(row) for column in columns] for row in report.models]
+
+
+def scorecard_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the predictors' scorecard."""
+    names = list(dict.fromkeys(name for line in report.scorecard for name in line.scores))
+    rows = [
+        [line.predictor, str(line.n), *(format_metric(line.scores.get(name)) for name in names)]
+        for line in report.scorecard
+    ]
+    return ["predictor", "n", *names], rows
+
+
+def terminal_table(report: Report) -> Table:
+    """The table of models for a terminal; no text of it is read as markup."""
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = model_columns(report)
+    table = Table(title=Text(f"{report.study}: {report.teacher}"), title_justify="left", padding=(0, 1))
+    for column in columns:
+        table.add_column(Text(column.title), justify="right" if column.numeric else "left", no_wrap=not column.numeric)
+    previous = None
+    for row in report.models:
+        if previous is not None and row.role != previous:
+            table.add_section()
+        previous = row.role
+        table.add_row(*(Text(column.cell(row)) for column in columns))
+    return table
+
+
+def print_table(report: Report, console: Console | None = None) -> None:
+    """Print the table of models; into a file or a pipe at full width, because nothing there is 80 columns wide."""
+    from rich.console import Console
+
+    console = console or Console()
+    console.print(terminal_table(report), width=None if console.is_terminal else 200)
+
+
+def escape_markdown(text: str) -> str:
+    """Text that Markdown shows as it stands, also inside a table."""
+    text = " ".join(text.split())
+    for sign in "\\`*_{}[]<>()#!|~":
+        text = text.replace(sign, "\\" + sign)
+    return text
+
+
+def markdown_table(header: list[str], rows: list[list[str]], numeric: list[bool] | None = None) -> str:
+    """A Markdown table; numbers stand on the right."""
+    numeric = numeric or [False] + [True] * (len(header) - 1)
+    lines = [header, ["--:" if right else ":--" for right in numeric]]
+    body = [[escape_markdown(cell) for cell in row] for row in [header, *rows]]
+    lines = [body[0], lines[1], *body[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def models_csv(report: Report) -> str:
+    """The table of models as CSV: one raw number per cell, units in the column names, the subnet as JSON."""
+    rows = [_flat(row, report.metric_names) for row in report.models]
+    stream = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _flat(row: ModelRow, metrics: tuple[str, ...]) -> dict[str, Any]:
+    def bounds(name: str, interval: Interval | None) -> dict[str, Any]:
+        parts = (None, None, None) if interval is None else (interval.value, interval.low, interval.high)
+        return dict(zip((name, f"{name}_low", f"{name}_high"), parts, strict=True))
+
+    measured = row.measured
+    return {
+        "model": _no_formula(row.name),
+        "role": row.role,
+        "precision": _no_formula(row.precision),
+        "parameters": row.parameters,
+        "macs": row.macs,
+        **bounds("predicted_ms", row.predicted_ms),
+        "measured_p50_ms": measured and measured.p50_ms,
+        "measured_min_ms": measured and measured.min_ms,
+        "measured_p90_ms": measured and measured.p90_ms,
+        "measured_runs": measured and measured.n,
+        **bounds("speedup_fp32", row.speedup_fp32),
+        **bounds("speedup_int8", row.speedup_int8),
+        **{f"metric_{name}": row.metrics.get(name) for name in metrics},
+        "size_mb": row.size_mb,
+        "directory": _no_formula(row.directory or ""),
+        "subnet": row.subnet.to_json(),
+    }
+
+
+def _no_formula(text: str) -> str:
+    # Spreadsheets run cells that begin like this.
+    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
