@@ -1,0 +1,1 @@
+"""What can vary in a transformer, the elastic supernet of it, and plain extraction."""

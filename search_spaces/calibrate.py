@@ -1,89 +1,28 @@
 """One pass over unlabelled data, and out of it everything that pruning without training needs.
 
-The result is a `Library`: for every width level of every block the compensated projections, and for every level that the
-space factorises the whitened factors. It is plain tensors under plain names, so it is saved as one safetensors file.
+The result is a `Library`: for every width level of every block the compensated projections, and for every level that
+the space factorises the whitened factors.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from search_spaces.compensate import Moments, compensate
 from search_spaces.factorize import whitened_svd
 from search_spaces.families import ModelFamily, base_model, blocks_of, family_of
 from search_spaces.importance import Importance, features, unit_order
+from search_spaces.library import LIBRARY_VERSION, Library
 from search_spaces.space import SearchSpace
 
-LIBRARY_VERSION = "1"
 # Every eighth sequence chooses the damping and does not fit.
 HELD_OUT_EVERY = 8
-
-
-@dataclass(frozen=True)
-class Library:
-    """The compensated variants of a teacher's blocks.
-
-    Args:
-        tensors: Flat names -> tensors. ``{block}.{path}.permuted`` and ``.permuted_bias``: rows in order of importance;
-            ``{block}.{path}.{level}.weight`` and ``.bias``: a compensated output projection; ``{block}.{path}.{level}.up``,
-            ``.down``, ``.down_mean``, ``.mean_output``: sorted factors of a level, and what its bias is made of.
-        metadata: Where it comes from: teacher, data, space, settings.
-    """
-
-    tensors: Mapping[str, Tensor]
-    metadata: Mapping[str, str]
-
-    @property
-    def megabytes(self) -> float:
-        """Size of the tensors."""
-        return sum(t.numel() * t.element_size() for t in self.tensors.values()) / 2**20
-
-    def save(self, path: Path) -> None:
-        """Write one safetensors file, aside first and then renamed, so that a half-written one never counts."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".partial")
-        save_file({k: v.contiguous() for k, v in self.tensors.items()}, aside, metadata=dict(self.metadata))
-        aside.replace(path)
-
-    @classmethod
-    def load(cls, path: Path) -> Library:
-        """Memory-map a saved library.
-
-        Raises:
-            ValueError: The file is damaged or of another version.
-        """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = dict(file.metadata() or {})
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"calibration library {path}: cannot be read ({error}); delete it to make it anew."
-            ) from error
-        if metadata.get("version") != LIBRARY_VERSION:
-            version = metadata.get("version")
-            raise ValueError(f"calibration library {path}: version must be {LIBRARY_VERSION}, but got {version}.")
-        return cls(tensors, metadata)
-
-
-def model_hash(model: nn.Module) -> str:
-    """A short hash of a model's weights: what caches know a teacher by."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(str(tensor.dtype).encode())
-        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 @torch.inference_mode()
@@ -132,7 +71,7 @@ def calibrate(
     return Library(tensors, metadata)
 
 
-# -- moments --------------------------------------------------------------------------------------------------------------
+# -- moments ---------------------------------------------------------------------------------------------------------
 
 
 def _read_paths(family: ModelFamily) -> dict[str, str]:
@@ -166,7 +105,7 @@ def _moments(
         return hook
 
     for index, block in enumerate(blocks):
-        widths = {name: block.get_submodule(path).in_features for name, path in paths.items()}
+        widths = {name: _linear(block, path).in_features for name, path in paths.items()}
         fit.append({name: Moments.zeros(width) for name, width in widths.items()})
         held_out.append({name: Moments.zeros(width) for name, width in widths.items()})
         for name, path in paths.items():
@@ -189,6 +128,12 @@ def _moments(
         model.train(was_training)
     _check_moments(fit)
     return fit, held_out
+
+
+def _linear(block: nn.Module, path: str) -> nn.Linear:
+    module = block.get_submodule(path)
+    assert isinstance(module, nn.Linear)
+    return module
 
 
 def _token_mask(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, int]:
@@ -216,7 +161,7 @@ def _check_moments(fit: list[dict[str, Moments]]) -> None:
                 )
 
 
-# -- one block ------------------------------------------------------------------------------------------------------------
+# -- one block -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -256,8 +201,7 @@ class _BlockCalibration:
         return tensors
 
     def _linear(self, path: str) -> tuple[Tensor, Tensor | None]:
-        module = self.block.get_submodule(path)
-        assert isinstance(module, nn.Linear)
+        module = _linear(self.block, path)
         return module.weight, module.bias
 
     def _both(self, name: str) -> Moments:

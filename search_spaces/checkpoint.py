@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 from torch import nn
 
+from search_spaces.canonical import canonical
 from search_spaces.elastic import LinearWeights
 from search_spaces.families import ModelFamily, ModelShape, blocks_of, family_of
-from search_spaces.space import canonical
 from search_spaces.subnet import BlockConfig, SubnetConfig
 from search_spaces.supernet import set_head_counts
 
@@ -42,8 +42,8 @@ def save_subnet(
 ) -> None:
     """Write an extracted model: configuration, safetensors, `subnet.json`, and the tokenizer where there is one.
 
-    The folder is written aside and then renamed, so that a half-written one never looks finished; an older folder of the
-    same name is replaced.
+    The folder is written aside and then renamed, so that a half-written one never looks finished; an older folder of
+    the same name is replaced.
 
     Args:
         model: What `Supernet.extract` returned.
@@ -134,9 +134,8 @@ def _empty_model(directory: Path, architecture: Any) -> Any:
     """A model of the stock class, with the right number of blocks and weights still to come."""
     cls = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
-        raise ValueError(
-            f"{directory / SUBNET_FILE}: `architecture` must be a model class of transformers, but got {architecture!r}."
-        )
+        rule = "`architecture` must be a model class of transformers"
+        raise ValueError(f"{directory / SUBNET_FILE}: {rule}, but got {architecture!r}.")
     try:
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -158,10 +157,12 @@ def _reshape(block: nn.Module, family: ModelFamily, shape: ModelShape, config: B
     ]
     for path, inputs, outputs, rank in sizes:
         old = block.get_submodule(path)
+        assert isinstance(old, nn.Linear)
         compensated = path in (family.attention_out, family.ffn_out) and inputs < old.weight.shape[1]
         factored = 0 < rank * (inputs + outputs) < inputs * outputs
         # Compensation and factors put the mean of what was removed into a bias, also where the teacher has none.
-        bias = torch.empty(outputs) if old.bias is not None or compensated or factored else None
+        biased = any(name == "bias" for name, _ in old.named_parameters())
+        bias = torch.empty(outputs) if biased or compensated or factored else None
         if factored:
             weights = LinearWeights(torch.empty(outputs, rank), bias, torch.empty(rank, inputs))
         else:

@@ -1,9 +1,9 @@
 """Least-squares compensation: what is left of a projection's input is made to stand in for what was removed.
 
 For kept inputs S of a projection ``y = W a + b`` the weights that minimise ``E |y - W' a_S - b'|^2`` are
-``W' = W C[:, S] (C[S, S] + damping)^-1`` and ``b' = b + W m - W' m_S``, with the input's mean m and covariance C. It is the
-closed form of what optimal brain surgeon reaches one unit at a time (Hassibi and Stork 1993; ZipLM, Kurtic et al. 2023,
-arXiv 2302.04089).
+``W' = W C[:, S] (C[S, S] + damping)^-1`` and ``b' = b + W m - W' m_S``, with the input's mean m and covariance C. It
+is the closed form of what optimal brain surgeon reaches one unit at a time (Hassibi and Stork 1993; ZipLM, Kurtic
+et al. 2023, arXiv 2302.04089).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Workload:
     Args:
         batch_size: Sequences per run.
         sequence_length: Tokens per sequence; for ``decode``, tokens already in the KV cache.
-        phase: ``encode`` (all tokens at once), ``prefill`` (the prompt of a causal model) or ``decode`` (one new token).
+        phase: ``encode`` (all tokens at once), ``prefill`` (a causal model's prompt) or ``decode`` (one new token).
 
     Raises:
         ValueError: A size is below 1, or the phase is unknown.

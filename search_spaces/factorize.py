@@ -1,7 +1,7 @@
 """Activation-whitened low rank: two factors of which a prefix of the inner dimension is the best rank.
 
-Minimises ``E |W (a - m) - U D (a - m)|^2`` over rank-r factors, which is the SVD of ``W L`` with the Cholesky factor L of the input's
-covariance (SVD-LLM, Wang et al. 2024, arXiv 2403.07378; the mean goes into the bias).
+Minimises ``E |W (a - m) - U D (a - m)|^2`` over rank-r factors, which is the SVD of ``W L`` with the Cholesky factor L
+of the input's covariance (SVD-LLM, Wang et al. 2024, arXiv 2403.07378; the mean goes into the bias).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """In which order units (heads, FFN neurons) are kept, so that a prefix is the best subset.
 
-All functions see the projection that *reads* the units: its weight ``(out, units * size)`` and the moments of its input.
+Seen from the projection that *reads* the units: its weight ``(out, units * size)`` and the moments of its input.
 """
 
 from __future__ import annotations

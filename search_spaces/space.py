@@ -18,12 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from search_spaces.canonical import canonical, canonical_block
+from search_spaces.choices import BLOCK_DIMENSIONS, Choice, Dimension, resolve
 from search_spaces.cost import effective_rank
 from search_spaces.families import ModelShape
-from search_spaces.subnet import PRECISIONS, RANKS, SKIPPED, BlockConfig, SubnetConfig, SubnetTable
-
-Choice = int | str | bool
-BLOCK_DIMENSIONS = ("skip", "heads", "ffn", *RANKS, "precision")
+from search_spaces.subnet import RANKS, SKIPPED, BlockConfig, SubnetConfig, SubnetTable
 
 
 class Suggests(Protocol):
@@ -31,26 +30,6 @@ class Suggests(Protocol):
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
         """A whole number between low and high, both included."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dimension:
-    """One thing that varies.
-
-    Args:
-        name: One of ``skip, heads, ffn, rank_*, precision``.
-        choices: Values, from least to most expensive; a trial's parameter is an index into them.
-        block: The block it varies, or None when one choice serves all blocks.
-    """
-
-    name: str
-    choices: tuple[Choice, ...]
-    block: int | None
-
-    @property
-    def parameter(self) -> str:
-        """The parameter's name in an Optuna study."""
-        return self.name if self.block is None else f"block{self.block}.{self.name}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +86,7 @@ class SearchSpace:
                 raw = own.get(name, choices.get(name))
                 if raw is None:
                     continue
-                values = _resolve(shape, name, raw, rounding.get(name, 1))
+                values = resolve(shape, name, raw, rounding.get(name, 1))
                 if name in per_block or name in own:
                     dimensions.append(Dimension(name, values, index))
                 elif index == 0:
@@ -158,7 +137,7 @@ class SearchSpace:
             columns[name] = np.full((len(levels), blocks), default, dtype=np.int64)
         skip = np.zeros((len(levels), blocks), dtype=bool)
         for position, dimension in enumerate(self.dimensions):
-            values = _numbers(dimension)[levels[:, position]]
+            values = dimension.numbers[levels[:, position]]
             at = slice(None) if dimension.block is None else slice(dimension.block, dimension.block + 1)
             if dimension.name == "skip":
                 skip[:, at] = values[:, None] == 1
@@ -205,7 +184,7 @@ class SearchSpace:
         own = [d for d in self.dimensions if d.block in (block, None)]
         found: dict[BlockConfig, None] = {}
         for values in product(*(d.choices for d in own)):
-            candidate = self._block(block, dict(zip((d.name for d in own), values, strict=True)))
+            candidate = self._block(dict(zip((d.name for d in own), values, strict=True)))
             found[candidate] = None
         return list(found)
 
@@ -249,12 +228,12 @@ class SearchSpace:
     def _defaults(self) -> dict[str, int]:
         return {"heads": self.shape.heads, "ffn": self.shape.ffn, **dict.fromkeys(RANKS, 0), "precision": 0}
 
-    def _block(self, index: int, values: Mapping[str, Choice]) -> BlockConfig:
+    def _block(self, values: Mapping[str, Choice]) -> BlockConfig:
         if values.get("skip"):
             return SKIPPED
         heads = int(values.get("heads", self.shape.heads))
         group = self.shape.heads // self.shape.kv_heads
-        return _canonical_block(
+        return canonical_block(
             self.shape,
             BlockConfig(
                 heads=heads,
@@ -276,7 +255,7 @@ class SearchSpace:
             if missing > 0 and {**shared, **values}.get("skip"):
                 values["skip"] = False
                 missing -= 1
-        blocks = tuple(self._block(index, {**shared, **values}) for index, values in enumerate(own))
+        blocks = tuple(self._block({**shared, **values}) for values in own)
         return SubnetConfig(blocks=blocks, hidden_size=self.shape.hidden_size)
 
     def _levels(self, subnet: SubnetConfig) -> list[int]:
@@ -332,84 +311,3 @@ class SearchSpace:
             rank_ffn_out=effective_rank(columns["rank_ffn_out"], ffn, hidden),
             precision=columns["precision"],
         )
-
-
-def canonical(shape: ModelShape, subnet: SubnetConfig) -> SubnetConfig:
-    """The one form of an architecture for a teacher of this shape; idempotent.
-
-    Raises:
-        ValueError: A size exceeds the teacher's.
-    """
-    blocks = tuple(_canonical_block(shape, block, subnet.hidden_size) for block in subnet.blocks)
-    return SubnetConfig(blocks=blocks, hidden_size=subnet.hidden_size)
-
-
-def _canonical_block(shape: ModelShape, block: BlockConfig, hidden_size: int) -> BlockConfig:
-    if block.skipped:
-        return SKIPPED
-    for name, value, full in (("heads", block.heads, shape.heads), ("ffn", block.ffn, shape.ffn)):
-        if value > full:
-            raise ValueError(f"`{name}` must be at most the teacher's {full}, but got {value}.")
-    query, key = block.heads * shape.head_dim, block.kv_heads * shape.head_dim
-
-    def saves(rank: int, inputs: int, outputs: int) -> bool:
-        return 0 < rank * (inputs + outputs) < inputs * outputs
-
-    qkv = saves(block.rank_qkv, hidden_size, query) or saves(block.rank_qkv, hidden_size, key)
-    return BlockConfig(
-        heads=block.heads,
-        kv_heads=block.kv_heads,
-        ffn=block.ffn,
-        rank_qkv=block.rank_qkv if qkv else 0,
-        rank_attention_out=block.rank_attention_out if saves(block.rank_attention_out, query, hidden_size) else 0,
-        rank_ffn_in=block.rank_ffn_in if saves(block.rank_ffn_in, hidden_size, block.ffn) else 0,
-        rank_ffn_out=block.rank_ffn_out if saves(block.rank_ffn_out, block.ffn, hidden_size) else 0,
-        precision=block.precision,
-    )
-
-
-def _numbers(dimension: Dimension) -> NDArray[np.int64]:
-    """A dimension's choices as integers: precisions by their index."""
-    values = [PRECISIONS.index(c) if isinstance(c, str) else int(c) for c in dimension.choices]
-    return np.array(values, dtype=np.int64)
-
-
-def _resolve(shape: ModelShape, name: str, raw: Any, multiple: int) -> tuple[Choice, ...]:
-    """Choices of one dimension, checked, without repeats, from least to most expensive."""
-    values = list(raw) if isinstance(raw, Sequence) and not isinstance(raw, str) else [raw]
-    if not values:
-        raise ValueError(f"space: `{name}` must have at least one choice, but got none.")
-    if name == "skip":
-        if any(not isinstance(value, bool) for value in values):
-            raise ValueError(f"space: `skip` takes true and false, but got {values}.")
-        return tuple(sorted(set(values), reverse=True))
-    if name == "precision":
-        if bad := [value for value in values if value not in PRECISIONS]:
-            raise ValueError(f"space: `precision` must be one of {', '.join(PRECISIONS)}, but got {bad[0]!r}.")
-        return tuple(sorted(set(values), key=PRECISIONS.index, reverse=True))
-    resolved = {_resolve_number(shape, name, value, multiple) for value in values}
-    if name in RANKS:  # 0 means dense, which is the most expensive.
-        return tuple(sorted(resolved - {0})) + ((0,) if 0 in resolved else ())
-    return tuple(sorted(resolved))
-
-
-def _resolve_number(shape: ModelShape, name: str, value: Any, multiple: int) -> int:
-    full = {"heads": shape.heads, "ffn": shape.ffn}.get(name, shape.hidden_size)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"space: `{name}` takes numbers, but got {value!r}.")
-    if (isinstance(value, float) and not value.is_integer()) or (value == 1.0 and isinstance(value, float)):
-        if not 0 < value <= 1:
-            raise ValueError(f"space: a fraction for `{name}` must be in (0, 1], but got {value}.")
-        number = min(full, max(multiple, round(value * full / multiple) * multiple))
-    else:
-        number = int(value)
-    low = 0 if name in RANKS else 1
-    if not low <= number <= full:
-        what = "hidden size" if name in RANKS else f"{name}"
-        raise ValueError(f"space: `{name}` must be between {low} and the model's {what} {full}, but got {value}.")
-    group = shape.heads // shape.kv_heads
-    if name == "heads" and number % group:
-        if isinstance(value, float) and not float(value).is_integer():
-            return max(group, number // group * group)
-        raise ValueError(f"space: `heads` must be a multiple of {group} (whole key/value groups), but got {value}.")
-    return number

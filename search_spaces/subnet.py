@@ -180,4 +180,5 @@ class SubnetTable:
     @property
     def skipped(self) -> NDArray[np.bool_]:
         """``(subnets, blocks)``: which blocks are not there."""
-        return np.logical_and(self.heads == 0, self.ffn == 0)
+        gone: NDArray[np.bool_] = (self.heads == 0) & (self.ffn == 0)
+        return gone

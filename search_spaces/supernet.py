@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from search_spaces.calibrate import Library
+from search_spaces.canonical import canonical
 from search_spaces.elastic import ElasticLinear, LinearWeights
 from search_spaces.families import ModelFamily, ModelShape, base_model, blocks_of, blocks_path, family_of
-from search_spaces.space import SearchSpace, canonical
+from search_spaces.library import Library
+from search_spaces.space import SearchSpace
 from search_spaces.subnet import BlockConfig, SubnetConfig
 
 

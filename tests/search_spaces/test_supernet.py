@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from search_spaces.calibrate import Library, calibrate, model_hash
+from search_spaces.calibrate import calibrate
 from search_spaces.checkpoint import load_subnet, save_subnet
 from search_spaces.cost import costs
 from search_spaces.elastic import LinearWeights
+from search_spaces.library import Library, model_hash
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import SKIPPED, BlockConfig, SubnetConfig
 from search_spaces.supernet import Supernet

@@ -1,0 +1,87 @@
+"""One dimension of a search space, and its choices as they stand in YAML resolved against a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.families import ModelShape
+from search_spaces.subnet import PRECISIONS, RANKS
+
+Choice = int | str | bool
+BLOCK_DIMENSIONS = ("skip", "heads", "ffn", *RANKS, "precision")
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """One thing that varies.
+
+    Args:
+        name: One of ``skip, heads, ffn, rank_*, precision``.
+        choices: Values, from least to most expensive; a trial's parameter is an index into them.
+        block: The block it varies, or None when one choice serves all blocks.
+    """
+
+    name: str
+    choices: tuple[Choice, ...]
+    block: int | None
+
+    @property
+    def parameter(self) -> str:
+        """The parameter's name in an Optuna study."""
+        return self.name if self.block is None else f"block{self.block}.{self.name}"
+
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """The choices as integers: precisions by their index."""
+        values = [PRECISIONS.index(c) if isinstance(c, str) else int(c) for c in self.choices]
+        return np.array(values, dtype=np.int64)
+
+
+def resolve(shape: ModelShape, name: str, raw: Any, multiple: int) -> tuple[Choice, ...]:
+    """Choices of one dimension, checked, without repeats, from least to most expensive.
+
+    Raises:
+        ValueError: A choice does not fit the teacher.
+    """
+    values = list(raw) if isinstance(raw, Sequence) and not isinstance(raw, str) else [raw]
+    if not values:
+        raise ValueError(f"space: `{name}` must have at least one choice, but got none.")
+    if name == "skip":
+        if any(not isinstance(value, bool) for value in values):
+            raise ValueError(f"space: `skip` takes true and false, but got {values}.")
+        return tuple(sorted(set(values), reverse=True))
+    if name == "precision":
+        if bad := [value for value in values if value not in PRECISIONS]:
+            raise ValueError(f"space: `precision` must be one of {', '.join(PRECISIONS)}, but got {bad[0]!r}.")
+        return tuple(sorted(set(values), key=PRECISIONS.index, reverse=True))
+    resolved = {_resolve_number(shape, name, value, multiple) for value in values}
+    if name in RANKS:  # 0 means dense, which is the most expensive.
+        return tuple(sorted(resolved - {0})) + ((0,) if 0 in resolved else ())
+    return tuple(sorted(resolved))
+
+
+def _resolve_number(shape: ModelShape, name: str, value: Any, multiple: int) -> int:
+    full = {"heads": shape.heads, "ffn": shape.ffn}.get(name, shape.hidden_size)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"space: `{name}` takes numbers, but got {value!r}.")
+    if (isinstance(value, float) and not value.is_integer()) or (value == 1.0 and isinstance(value, float)):
+        if not 0 < value <= 1:
+            raise ValueError(f"space: a fraction for `{name}` must be in (0, 1], but got {value}.")
+        number = min(full, max(multiple, round(value * full / multiple) * multiple))
+    else:
+        number = int(value)
+    low = 0 if name in RANKS else 1
+    if not low <= number <= full:
+        what = "hidden size" if name in RANKS else f"{name}"
+        raise ValueError(f"space: `{name}` must be between {low} and the model's {what} {full}, but got {value}.")
+    group = shape.heads // shape.kv_heads
+    if name == "heads" and number % group:
+        if isinstance(value, float) and not float(value).is_integer():
+            return max(group, number // group * group)
+        raise ValueError(f"space: `heads` must be a multiple of {group} (whole key/value groups), but got {value}.")
+    return number

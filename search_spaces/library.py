@@ -1,0 +1,73 @@
+"""The compensated variants of a teacher's blocks, as one file of tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+LIBRARY_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Library:
+    """The compensated variants of a teacher's blocks.
+
+    Args:
+        tensors: Flat names -> tensors. ``{block}.{path}.permuted`` and ``.permuted_bias``: rows in order of
+            importance; ``{block}.{path}.{level}.weight`` and ``.bias``: a compensated output projection;
+            ``{block}.{path}.{level}.up``, ``.down``, ``.down_mean``, ``.mean_output``: sorted factors of a level, and
+            what its bias is made of.
+        metadata: Where it comes from: teacher, data, space, settings.
+    """
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+    @property
+    def megabytes(self) -> float:
+        """Size of the tensors."""
+        return sum(t.numel() * t.element_size() for t in self.tensors.values()) / 2**20
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, aside first and then renamed, so that a half-written one never counts."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".partial")
+        save_file({k: v.contiguous() for k, v in self.tensors.items()}, aside, metadata=dict(self.metadata))
+        aside.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Library:
+        """Memory-map a saved library.
+
+        Raises:
+            ValueError: The file is damaged or of another version.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"calibration library {path}: cannot be read ({error}); delete it to make it anew."
+            ) from error
+        if metadata.get("version") != LIBRARY_VERSION:
+            version = metadata.get("version")
+            raise ValueError(f"calibration library {path}: version must be {LIBRARY_VERSION}, but got {version}.")
+        return cls(tensors, metadata)
+
+
+def model_hash(model: nn.Module) -> str:
+    """A short hash of a model's weights: what caches know a teacher by."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(str(tensor.dtype).encode())
+        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
