@@ -1,0 +1,1 @@
+"""Data sets, and what models are to do on them."""

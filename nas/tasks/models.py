@@ -1,0 +1,157 @@
+"""Pretrained models and tokenizers from a local folder or the Hugging Face hub, with errors that name the mend."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PoolingMode = Literal["mean", "cls", "max"]
+# Keys of `1_Pooling/config.json` as sentence-transformers has long written them.
+_POOLING_FLAGS = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """How token states become one embedding.
+
+    Args:
+        mode: ``mean`` over the attention mask, ``cls`` (the first token) or ``max`` over the attention mask.
+        normalize: Whether embeddings have L2 norm 1.
+
+    Raises:
+        ValueError: The mode is unknown.
+    """
+
+    mode: PoolingMode = "mean"
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(PoolingMode):
+            raise ValueError(f"`mode` must be one of {', '.join(get_args(PoolingMode))}, but got {self.mode!r}.")
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name.
+
+    Raises:
+        FileNotFoundError, ValueError: There is none.
+    """
+    from transformers import AutoTokenizer
+
+    _check_place(path)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(_cannot_load("tokenizer", path, error)) from error
+    return tokenizer
+
+
+def load_encoder(path: str) -> PreTrainedModel:
+    """The model without a task head, in fp32 and evaluation mode.
+
+    Raises:
+        FileNotFoundError, ValueError: There is none, or weights are missing.
+    """
+    from transformers import AutoModel
+
+    # A pooler on top of BERT is not what sentence embeddings read, and many encoders are published without one.
+    return _load(AutoModel, path, may_miss=("pooler.",))
+
+
+def load_classifier(path: str, classes: Sequence[str] | None = None, *, new_head: bool = False) -> PreTrainedModel:
+    """A text classifier, in fp32 and evaluation mode.
+
+    Args:
+        path: Folder or hub name.
+        classes: Names of the classes for a new head.
+        new_head: Whether a model without a trained head gets a fresh one (seed 0), to be fine-tuned.
+
+    Raises:
+        FileNotFoundError, ValueError: There is none, or it has no trained head and none was asked for.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    if not new_head:
+        return _load(AutoModelForSequenceClassification, path)
+    names = {"id2label": dict(enumerate(classes)), "label2id": {n: i for i, n in enumerate(classes)}} if classes else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _load(AutoModelForSequenceClassification, path, may_miss=("classifier.", "score.", "pooler."), **names)
+
+
+def read_pooling(path: str) -> Pooling:
+    """The pooling that sentence-transformers wrote beside the model; mean and L2 where it wrote nothing.
+
+    Raises:
+        ValueError: The model pools in a way that the project does not know, or adds layers after pooling.
+    """
+    modules = _read_json(path, "modules.json")
+    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules or []]
+    if extra := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
+        raise ValueError(f"{path}: modules after pooling must be Normalize only, but got {extra[0]}.")
+    normalize = modules is None or "Normalize" in kinds
+    folder = next((m["path"] for m in modules or [] if str(m.get("type", "")).endswith("Pooling")), "1_Pooling")
+    settings = _read_json(path, f"{folder}/config.json")
+    if settings is None:
+        return Pooling(normalize=normalize)
+    chosen = [mode for key, mode in _POOLING_FLAGS.items() if settings.get(key)]
+    if isinstance(mode := settings.get("pooling_mode"), str):
+        chosen = [mode]
+    flags = [
+        key for key, on in settings.items() if key.startswith("pooling_mode_") and on and key not in _POOLING_FLAGS
+    ]
+    if len(chosen) != 1 or flags or chosen[0] not in get_args(PoolingMode):
+        raise ValueError(
+            f"{path}: pooling must be one of {', '.join(get_args(PoolingMode))}, but got {', '.join(chosen + flags)}."
+        )
+    known: PoolingMode = next(mode for mode in get_args(PoolingMode) if mode == chosen[0])
+    return Pooling(known, normalize)
+
+
+def _load(kind: Any, path: str, may_miss: tuple[str, ...] = (), **options: Any) -> PreTrainedModel:
+    import torch
+
+    _check_place(path)
+    try:
+        model, report = kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(_cannot_load("model", path, error)) from error
+    missing = sorted(name for name in report["missing_keys"] if not any(part in name for part in may_miss))
+    if missing:
+        raise ValueError(
+            f"{path}: the checkpoint must hold every weight of {type(model).__name__}, but {missing[0]!r} and "
+            f"{len(missing) - 1} more are missing. Fine-tune the model for the task first."
+        )
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def _check_place(path: str) -> None:
+    place = Path(path).expanduser()
+    if not place.is_dir() and (place.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1):
+        raise FileNotFoundError(f"`model.path` must be an existing folder or a hub name, but there is no {path!r}.")
+
+
+def _cannot_load(what: str, path: str, error: BaseException) -> str:
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return f"`model.path` must be a folder of `transformers` or a hub name; no {what} in {path!r}: {reason}"
+
+
+def _read_json(path: str, name: str) -> Any:
+    from transformers.utils.hub import cached_file
+
+    file = cached_file(
+        path, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))

@@ -1,0 +1,175 @@
+"""Tokenised splits: texts become tokens once, and tokens become batches without padding waste."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.tasks.cache import Arrays, cached_arrays, content_key
+from nas.tasks.data import Examples
+from search_spaces.cost import Workload
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+Rows = NDArray[np.int64]
+# Batches of one bucket are sorted by length together: enough for little padding, few enough to stay random.
+_BUCKET = 16
+
+
+@dataclass(frozen=True)
+class TextSamples:
+    """The splits of a task as token arrays.
+
+    Args:
+        examples: Texts by split.
+        tokenizer: A tokenizer of `transformers`.
+        max_length: Tokens kept of a text.
+        label_ids: Classes by split, or None without labels.
+        cache_dir: Where token arrays are kept between runs; None keeps them in memory only.
+    """
+
+    examples: Mapping[str, Examples]
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int = 128
+    label_ids: Mapping[str, Rows] | None = None
+    cache_dir: str | Path | None = None
+    _tokens: dict[str, Arrays] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def size(self, split: str) -> int:
+        """How many samples a split has."""
+        return len(self._split(split))
+
+    def lengths(self, split: str) -> NDArray[np.int64]:
+        """Tokens of each sample, ``(samples,)``."""
+        return np.diff(self.tokens(split)["offsets"])
+
+    def labels(self, split: str) -> Rows | None:
+        """The samples' classes, ``(samples,)``, or None without labels."""
+        return None if self.label_ids is None else self.label_ids[split]
+
+    def groups(self, split: str) -> Mapping[str, tuple[str, ...]]:
+        """Group column -> the samples' values in it."""
+        return self._split(split).groups
+
+    def fingerprint(self, split: str) -> str:
+        """Name of a split's content as the model sees it: tokens, not labels."""
+        tokens = self.tokens(split)
+        return content_key(part for name in sorted(tokens) for part in (name, np.asarray(tokens[name]).tobytes()))
+
+    def tokens(self, split: str) -> Arrays:
+        """Token arrays of a split: ``input_ids (tokens,)``, ``offsets (samples + 1,)``, ``token_type_ids`` if any."""
+        if split not in self._tokens:
+            examples = self._split(split)
+            if self.cache_dir is None:
+                self._tokens[split] = self._tokenise(examples)
+            else:
+                key = content_key(
+                    ["tokens", self._tokenizer_text, str(self.max_length)]
+                    + [text for key in examples.keys() for text in key]  # noqa: SIM118  (Not a mapping.)
+                )
+
+                def write(folder: Path) -> None:
+                    for name, values in self._tokenise(examples).items():
+                        np.save(folder / f"{name}.npy", values, allow_pickle=False)
+
+                self._tokens[split] = cached_arrays(Path(self.cache_dir) / "tokens", key, write)
+        return self._tokens[split]
+
+    def order(self, split: str, batch_size: int) -> list[Rows]:
+        """Rows of batches that hold every sample once, sorted by length so that hardly anything is padding."""
+        rows = np.argsort(self.lengths(split), kind="stable")
+        return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+    def shuffled(self, split: str, batch_size: int, seed: int) -> Iterator[Rows]:
+        """Rows of random batches without end: new epochs are shuffled anew, and batches hold samples of like length."""
+        if not (size := self.size(split)):
+            raise ValueError(f"split {split!r} must not be empty.")
+        generator = np.random.default_rng(seed)
+        lengths, batch_size = self.lengths(split), min(batch_size, size)
+        bucket = batch_size * _BUCKET
+        while True:
+            rows = generator.permutation(size)
+            batches: list[Rows] = []
+            for start in range(0, size, bucket):
+                some = rows[start : start + bucket]
+                some = some[np.argsort(lengths[some], kind="stable")]
+                whole = len(some) // batch_size * batch_size
+                batches += [some[i : i + batch_size] for i in range(0, whole, batch_size)]
+            for position in generator.permutation(len(batches)):
+                yield batches[position]
+
+    def batch(self, split: str, rows: Rows | Sequence[int]) -> dict[str, torch.Tensor]:
+        """The model's inputs for these samples, padded to the longest: int64 tensors ``(samples, tokens)``."""
+        import torch
+
+        tokens = self.tokens(split)
+        starts = tokens["offsets"][np.asarray(rows)]
+        lengths = tokens["offsets"][np.asarray(rows) + 1] - starts
+        columns = np.arange(int(lengths.max(initial=0)))
+        mask = columns < lengths[:, None]
+        places = np.where(mask, starts[:, None] + columns, 0)
+        batch = {"input_ids": np.where(mask, tokens["input_ids"][places], self.tokenizer.pad_token_id or 0)}
+        batch["attention_mask"] = mask
+        if "token_type_ids" in tokens:
+            batch["token_type_ids"] = np.where(mask, tokens["token_type_ids"][places], 0)
+        return {name: torch.from_numpy(values.astype(np.int64)) for name, values in batch.items()}
+
+    def batches(self, split: str, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Every sample of a split once, as the model's inputs, sorted by length."""
+        for rows in self.order(split, batch_size):
+            yield self.batch(split, rows)
+
+    def example_inputs(self, workload: Workload) -> dict[str, torch.Tensor]:
+        """Inputs of a workload's sizes, ``(batch, sequence)``, filled with ordinary tokens: no padding, no accident."""
+        import torch
+
+        size = (workload.batch_size, workload.sequence_length)
+        special = set(self.tokenizer.all_special_ids)
+        ordinary = np.array([i for i in range(len(self.tokenizer)) if i not in special], dtype=np.int64)
+        ids = ordinary[np.random.default_rng(0).integers(0, len(ordinary), size)]
+        inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.ones(size, dtype=torch.int64)}
+        if "token_type_ids" in self.tokenizer.model_input_names:
+            inputs["token_type_ids"] = torch.zeros(size, dtype=torch.int64)
+        return inputs
+
+    @cached_property
+    def _tokenizer_text(self) -> str:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return f"{type(self.tokenizer).__name__}\n{sorted(self.tokenizer.get_vocab().items())}"
+        settings = json.loads(backend.to_str())
+        # Both are state that every call of the tokenizer changes, not content.
+        settings.pop("truncation", None)
+        settings.pop("padding", None)
+        return json.dumps(settings, sort_keys=True)
+
+    def _split(self, split: str) -> Examples:
+        if split not in self.examples:
+            raise ValueError(f"`split` must be one of {', '.join(self.examples)}, but got {split!r}.")
+        return self.examples[split]
+
+    def _tokenise(self, examples: Examples) -> dict[str, NDArray[Any]]:
+        encoded = self.tokenizer(
+            list(examples.texts),
+            None if examples.pairs is None else list(examples.pairs),
+            truncation=True,
+            max_length=self.max_length,
+            return_attention_mask=False,
+        )
+        ids = [np.asarray(row, dtype=np.int32) for row in encoded["input_ids"]]
+        arrays: dict[str, NDArray[Any]] = {
+            "input_ids": np.concatenate(ids),
+            "offsets": np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64),
+        }
+        if "token_type_ids" in encoded:
+            arrays["token_type_ids"] = np.concatenate([np.asarray(r, dtype=np.int8) for r in encoded["token_type_ids"]])
+        return arrays
