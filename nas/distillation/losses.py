@@ -1,0 +1,171 @@
+"""How far a student is from its teacher: one loss for every kind of task and every place that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nas.tasks.task import Task
+
+_OUTPUT = {
+    "logits": "logits",
+    "embedding": "embedding",
+    "similarity": "embedding",
+    "hidden": "hidden",
+    "hidden_states": "hidden_states",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Distiller:
+    """A weighted sum of losses; terms with weight 0 are not computed.
+
+    Args:
+        logits: Weight of the Kullback-Leibler divergence from the teacher's softened class probabilities to the
+            student's, times temperature squared (Hinton et al. 2015, arXiv 1503.02531).
+        embedding: Weight of 1 - cosine of the two embeddings of a text.
+        similarity: Weight of the squared difference of the two sides' cosine similarities between all texts of a batch
+            (Park et al. 2019, arXiv 1904.05068, with cosines in place of distances).
+        hidden: Weight of the squared difference of last hidden states, as a share of the teacher's variance.
+        hidden_states: The same after every block (Jiao et al. 2020, arXiv 1909.10351); a student's block learns from
+            the teacher's block of the same index.
+        labels: Weight of the cross-entropy with true classes.
+        temperature: Softens the logits of both sides.
+
+    Raises:
+        ValueError: A weight is negative, all are 0, or the temperature is not positive.
+    """
+
+    logits: float = 0.0
+    embedding: float = 0.0
+    similarity: float = 0.0
+    hidden: float = 0.0
+    hidden_states: float = 0.0
+    labels: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                raise ValueError(f"`{field.name}` must be a number >= 0, but got {value!r}.")
+        if not any((self.labels, *self._weights().values())):
+            names = ", ".join(f"`{name}`" for name in (*_OUTPUT, "labels"))
+            raise ValueError(f"at least one of {names} must be > 0, but all are 0.")
+        if self.temperature == 0:
+            raise ValueError("`temperature` must be > 0, but got 0.")
+
+    @classmethod
+    def default(cls, task: Task) -> Distiller:
+        """Weights that measured best for the task's kind; see `conf/distiller/`."""
+        return cls(embedding=1.0, similarity=1.0, hidden=1.0) if task.kind == "sentence_embedding" else cls(logits=1.0)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the teacher's outputs that the loss reads."""
+        return frozenset(_OUTPUT[name] for name, weight in self._weights().items() if weight)
+
+    def check(self, task: Task) -> None:
+        """See that the task gives what the loss reads.
+
+        Raises:
+            ValueError: It does not.
+        """
+        given = {"hidden", "hidden_states", *task.deployed.values()}
+        for name, weight in self._weights().items():
+            if weight and _OUTPUT[name] not in given:
+                raise ValueError(f"distiller: `{name}` needs {_OUTPUT[name]}, which a {task.kind} task does not give.")
+        if self.labels and task.samples.labels("train") is None:
+            raise ValueError("distiller: `labels` must be 0 for a task without labels.")
+
+    def __call__(
+        self,
+        student: Mapping[str, Tensor],
+        teacher: Mapping[str, Tensor],
+        batch: Mapping[str, Tensor],
+        blocks: Sequence[int] | None = None,
+    ) -> Tensor:
+        """The loss of one batch, a scalar.
+
+        Args:
+            student: Outputs by name, as a `Task` gives them.
+            teacher: The teacher's outputs of the same batch; read where the weights say so.
+            batch: ``attention_mask (samples, tokens)``, and ``labels (samples,)`` where they have a weight.
+            blocks: Index in the teacher of each of the student's blocks; by default they are the same blocks.
+        """
+        terms: list[Tensor] = []
+        if self.logits:
+            terms.append(self.logits * softened_divergence(student["logits"], teacher["logits"], self.temperature))
+        if self.embedding:
+            cosines = functional.cosine_similarity(student["embedding"], teacher["embedding"], dim=-1)
+            terms.append(self.embedding * (1 - cosines).mean())
+        if self.similarity:
+            terms.append(self.similarity * similarity_difference(student["embedding"], teacher["embedding"]))
+        if self.hidden:
+            terms.append(self.hidden * state_difference(student["hidden"], teacher["hidden"], batch["attention_mask"]))
+        if self.hidden_states:
+            own, other = student["hidden_states"], teacher["hidden_states"]
+            if blocks is not None:
+                other = other[list(blocks)]
+            terms.append(self.hidden_states * state_difference(own, other, batch["attention_mask"]))
+        if self.labels:
+            terms.append(self.labels * functional.cross_entropy(student["logits"], batch["labels"]))
+        return torch.stack(terms).sum()
+
+    def _weights(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in _OUTPUT}
+
+
+def softened_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) of logits ``(samples, classes)`` over a temperature, times its square, mean of samples."""
+    divergence = functional.kl_div(
+        functional.log_softmax(student / temperature, dim=-1),
+        functional.log_softmax(teacher / temperature, dim=-1),
+        log_target=True,
+        reduction="batchmean",
+    )
+    return divergence * temperature**2
+
+
+def similarity_difference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of the cosine similarities of embeddings ``(samples, hidden)``, over their variance.
+
+    A batch of one text has no pair, and gives 0.
+    """
+    count = len(student)
+    if count < 2:
+        return student.sum() * 0.0
+    pairs = ~torch.eye(count, dtype=torch.bool, device=student.device)
+    own, other = (functional.normalize(side, dim=-1) for side in (student, teacher))
+    own, other = (own @ own.T)[pairs], (other @ other.T)[pairs]
+    # Two texts have one similarity, which does not vary: then the plain difference counts.
+    spread = other.var(correction=0) if count > 2 else other.new_ones(())
+    return functional.mse_loss(own, other) / spread.clamp(min=1e-6)
+
+
+def state_difference(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
+    """Mean squared difference of states ``(..., samples, tokens, hidden)`` at real tokens, over the teacher's variance.
+
+    The variance is that of the teacher's states around their mean over the batch's tokens, block by block, so that 1 is
+    the loss of a student that always says the mean.
+
+    Raises:
+        ValueError: The hidden sizes or the numbers of blocks differ.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"hidden states must have the same sizes, but are {tuple(student.shape)} and {tuple(teacher.shape)}. "
+            "Distil on embeddings or logits where the hidden size differs."
+        )
+    real = attention_mask.bool()
+    own, other = student[..., real, :], teacher[..., real, :]
+    spread = other.var(dim=-2, correction=0).mean(dim=-1)
+    difference = (own - other).square().mean(dim=(-2, -1))
+    return (difference / spread.clamp(min=1e-6)).mean()

@@ -1,0 +1,149 @@
+"""What the teacher says about every sample, computed once, kept on disk, and read by memory mapping."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nas.tasks.cache import Arrays, cached_arrays, content_key
+from nas.tasks.task import Task, main_output
+
+if TYPE_CHECKING:
+    from nas.progress import Progress
+
+# Raise it when the same inputs come to be stored differently: older caches are then left alone.
+_FORMAT = "1"
+_PER_TOKEN = ("hidden", "hidden_states")
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Name of a model's content: its weights and the settings that change what they compute."""
+    config = getattr(model, "config", None)
+    settings = config.to_dict() if config is not None else {}
+    for name in ("_name_or_path", "transformers_version"):
+        settings.pop(name, None)
+    parts: list[str | bytes] = [type(model).__name__, json.dumps(settings, sort_keys=True, default=str)]
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        parts += [name, str(values.dtype), str(tuple(values.shape)), values.view(torch.uint8).numpy().tobytes()]
+    return content_key(parts)
+
+
+class TeacherOutputs:
+    """The teacher's outputs on a task's splits.
+
+    A split is run through the teacher when it is first asked for, unless an earlier run left its outputs: they are
+    known by the teacher's weights, the tokens of the split and the outputs' names. Per-token states are kept in fp16
+    without padding, everything else in fp32.
+
+    Args:
+        task: Gives the samples and the meaning of outputs.
+        names: Outputs to keep beyond the task's main one: ``hidden``, ``hidden_states`` (see `Task.outputs`).
+        directory: Where outputs are kept between runs; None keeps them in a temporary folder for as long as this
+            object lives.
+        model: The teacher; by default the task's own model, loaded when there is something to compute. It must not be
+            one whose projections a supernet has made elastic.
+        batch_size: Samples of one teacher pass.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        names: Collection[str] = (),
+        directory: str | Path | None = None,
+        model: nn.Module | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        self.task = task
+        self.names = (main_output(task), *(name for name in _PER_TOKEN if name in names))
+        self.batch_size = batch_size
+        self._model = model
+        self._temporary = None if directory is not None else tempfile.TemporaryDirectory(prefix="teacher-")
+        self._directory = Path(directory if directory is not None else self._temporary.name)  # type: ignore[union-attr]
+        self._arrays: dict[str, Arrays] = {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Name of the teacher's content."""
+        return model_fingerprint(self._loaded)
+
+    @cached_property
+    def _loaded(self) -> nn.Module:
+        return self._model if self._model is not None else self.task.load_model()
+
+    def prepare(self, splits: Collection[str], progress: Progress | None = None) -> None:
+        """Compute now what these splits lack, so that later steps do not wait for the teacher."""
+        for split in splits:
+            self.arrays(split, progress)
+
+    def arrays(self, split: str, progress: Progress | None = None) -> Arrays:
+        """All outputs of a split: ``(samples, ...)``, and per-token ones ``(tokens, ...)``, token by token."""
+        if split not in self._arrays:
+            key = content_key(
+                [_FORMAT, self.fingerprint, self.task.samples.fingerprint(split), self.task.kind, *self.names]
+            )
+            self._arrays[split] = cached_arrays(
+                self._directory / "teacher", key, lambda folder: self._compute(folder, split, progress)
+            )
+        return self._arrays[split]
+
+    def main(self, split: str) -> Mapping[str, NDArray[Any]]:
+        """The output that metrics read, for a whole split, by its name."""
+        name = self.names[0]
+        return {name: self.arrays(split)[name]}
+
+    def batch(self, split: str, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Outputs of some samples as a student would give them: per-token states are padded with zeros."""
+        arrays = self.arrays(split)
+        offsets = self.task.samples.tokens(split)["offsets"]
+        starts, lengths = offsets[rows], offsets[rows + 1] - offsets[rows]
+        columns = np.arange(int(lengths.max(initial=0)))
+        mask = columns < lengths[:, None]
+        places = np.where(mask, starts[:, None] + columns, starts[:, None])
+        outputs = {}
+        for name in self.names:
+            if name not in _PER_TOKEN:
+                outputs[name] = torch.from_numpy(np.array(arrays[name][rows], dtype=np.float32))
+                continue
+            states = np.array(arrays[name][places], dtype=np.float32)
+            states[~mask] = 0.0
+            found = torch.from_numpy(states)
+            # Stored token by token, (tokens, blocks, hidden); students give (blocks, samples, tokens, hidden).
+            outputs[name] = found.permute(2, 0, 1, 3) if name == "hidden_states" else found
+        return outputs
+
+    def _compute(self, folder: Path, split: str, progress: Progress | None) -> None:
+        samples, model = self.task.samples, self._loaded
+        offsets = samples.tokens(split)["offsets"]
+        files: dict[str, Any] = {}
+        for rows in samples.order(split, self.batch_size):
+            batch = samples.batch(split, rows)
+            with torch.inference_mode():
+                outputs = self.task.outputs(model, batch, self.names)
+            real = batch["attention_mask"].bool()
+            tokens = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
+            for name in self.names:
+                values, places, count = outputs[name], rows, samples.size(split)
+                if name in _PER_TOKEN:
+                    values = values.permute(1, 2, 0, 3)[real] if name == "hidden_states" else values[real]
+                    values, places, count = values.half(), tokens, int(offsets[-1])
+                if name not in files:
+                    files[name] = np.lib.format.open_memmap(
+                        folder / f"{name}.npy", "w+", values.numpy().dtype, (count, *values.shape[1:])
+                    )
+                files[name][places] = values.numpy()
+            if progress is not None:
+                progress.advance(text=f"teacher on {split}")
+        for file in files.values():
+            if not np.isfinite(file).all():
+                raise ValueError(f"the teacher's outputs on {split!r} must be finite, but some are not. Is it in fp16?")
+            file.flush()

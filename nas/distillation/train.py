@@ -1,0 +1,177 @@
+"""The one training loop of the project."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from nas.distillation.losses import Distiller
+
+if TYPE_CHECKING:
+    from nas.distillation.teacher import TeacherOutputs
+    from nas.progress import Progress
+    from nas.tasks.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How a student is trained; how long is said where it is trained.
+
+    Args:
+        learning_rate: AdamW's, at its peak.
+        batch_size: Samples of one step.
+        warmup: Share of the budget in which the learning rate grows from 0; then it decays linearly to 0.
+        weight_decay: AdamW's.
+        max_grad_norm: Gradients are scaled down to this norm.
+        freeze_embeddings: Whether token, position and type embeddings stay the teacher's. They are most of a small
+            encoder's parameters, and a short training only disturbs the rows it happens to see.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    learning_rate: float = 5e-4
+    batch_size: int = 32
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    freeze_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "batch_size", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be > 0, but got {getattr(self, name)!r}.")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"`warmup` must be in [0, 1), but got {self.warmup!r}.")
+        if self.weight_decay < 0:
+            raise ValueError(f"`weight_decay` must be >= 0, but got {self.weight_decay!r}.")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training did: one loss a step, and the seconds it took."""
+
+    losses: tuple[float, ...]
+    seconds: float
+
+
+def distil(
+    model: nn.Module,
+    task: Task,
+    teacher: TeacherOutputs | None,
+    distiller: Distiller,
+    training: Training | None = None,
+    *,
+    steps: int | None = None,
+    minutes: float | None = None,
+    seed: int = 0,
+    split: str = "train",
+    blocks: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a model in place on the teacher's stored outputs; dropout stays off.
+
+    Args:
+        model: The student, a `transformers` model of the task's kind.
+        task: Gives samples and outputs.
+        teacher: The stored outputs; None where the distiller reads labels alone (fine-tuning).
+        distiller: The loss.
+        training: Learning rate and the like.
+        steps: Steps to train, or
+        minutes: minutes to train; when both are given, whichever ends first.
+        seed: Of the order of samples. The same steps and seed give the same weights.
+        split: The samples to train on.
+        blocks: Index in the teacher of each of the student's blocks, for losses on hidden states.
+        progress: Told of every step.
+
+    Raises:
+        ValueError: There is no budget, or the distiller needs a teacher or outputs that are not there.
+        FloatingPointError: The loss is not finite any more.
+    """
+    training = training or Training()
+    _check(task, teacher, distiller, steps, minutes)
+    parameters = _trainable(model, freeze_embeddings=training.freeze_embeddings)
+    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True)
+    wanted = distiller.needs
+    losses: list[float] = []
+    started = time.monotonic()
+    # Evaluation mode all along: a student that must imitate exact outputs is only disturbed by dropout.
+    model.eval()
+    try:
+        for rows in task.samples.shuffled(split, training.batch_size, seed):
+            spent = _spent(len(losses), started, steps, minutes)
+            if spent >= 1:
+                break
+            _set_learning_rate(optimizer, training, spent, len(losses), steps)
+            batch = task.samples.batch(split, rows)
+            targets = teacher.batch(split, rows) if teacher is not None and wanted else {}
+            outputs = task.outputs(model, batch, wanted)
+            if (labels := task.samples.labels(split)) is not None:
+                batch["labels"] = torch.from_numpy(labels[rows])
+            loss = distiller(outputs, targets, batch, blocks)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
+            losses.append(loss.item())
+            if not torch.isfinite(loss) or not torch.isfinite(norm):
+                raise FloatingPointError(
+                    f"the loss must stay finite, but is {losses[-1]} with gradient norm {norm.item()} at step "
+                    f"{len(losses)}. Lower `learning_rate` (now {training.learning_rate}) or give a longer `warmup`."
+                )
+            optimizer.step()
+            if progress is not None:
+                progress.advance(text=f"loss {losses[-1]:.4f}")
+    finally:
+        model.requires_grad_(True)  # noqa: FBT003  (torch's own signature.)
+        model.zero_grad(set_to_none=True)
+    return Trained(tuple(losses), time.monotonic() - started)
+
+
+def _check(
+    task: Task, teacher: TeacherOutputs | None, distiller: Distiller, steps: int | None, minutes: float | None
+) -> None:
+    if steps is None and minutes is None:
+        raise ValueError("a training must have a budget: give `steps` or `minutes`.")
+    for name, budget in (("steps", steps), ("minutes", minutes)):
+        if budget is not None and budget <= 0:
+            raise ValueError(f"`{name}` must be > 0, but got {budget}.")
+    distiller.check(task)
+    if distiller.needs:
+        if teacher is None:
+            raise ValueError(f"a teacher must be given, because the loss reads {', '.join(sorted(distiller.needs))}.")
+        if missing := sorted(distiller.needs - set(teacher.names)):
+            raise ValueError(f"the teacher's outputs must hold {missing[0]!r}, but hold {', '.join(teacher.names)}.")
+
+
+def _trainable(model: nn.Module, *, freeze_embeddings: bool) -> list[nn.Parameter]:
+    model.requires_grad_(True)  # noqa: FBT003  (torch's own signature.)
+    if freeze_embeddings:
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                module.requires_grad_(False)  # noqa: FBT003  (torch's own signature.)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _spent(done: int, started: float, steps: int | None, minutes: float | None) -> float:
+    """Share of the budget that is gone, by whichever of steps and minutes is further."""
+    by_steps = done / steps if steps else 0.0
+    by_time = (time.monotonic() - started) / (60 * minutes) if minutes else 0.0
+    return max(by_steps, by_time)
+
+
+def _set_learning_rate(
+    optimizer: torch.optim.Optimizer, training: Training, spent: float, done: int, steps: int | None
+) -> None:
+    # The middle of the coming step, so that neither the first nor the last step is one of zero length.
+    middle = spent + (0.5 / steps if steps else 0.0)
+    rising = middle / training.warmup if training.warmup else 1.0
+    falling = (1 - middle) / (1 - training.warmup)
+    # A training by minutes does not know how long its first step takes: it begins small.
+    scale = max(min(rising, falling, 1.0), 0.0 if steps or done else 1e-2)
+    for group in optimizer.param_groups:
+        group["lr"] = training.learning_rate * scale

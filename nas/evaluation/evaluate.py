@@ -1,0 +1,189 @@
+"""How good is this subnet, or any model: metrics on a split, after as much distillation as asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nas.distillation.losses import Distiller
+from nas.distillation.teacher import TeacherOutputs
+from nas.distillation.train import Training, distil
+from nas.tasks.task import Task, main_output
+from search_spaces.subnet import SubnetConfig
+
+if TYPE_CHECKING:
+    from nas.progress import Progress
+
+Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+
+class Elastic(Protocol):
+    """What an evaluation needs of a supernet."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that runs the active subnet."""
+
+    def activate(self, subnet: SubnetConfig) -> None:
+        """Make a subnet the one that runs."""
+
+    def extract(self, subnet: SubnetConfig) -> nn.Module:
+        """An independent copy of a subnet."""
+
+
+class Evaluator:
+    """Evaluates subnets of a supernet, which it never changes, against stored teacher outputs.
+
+    Args:
+        supernet: The weight-sharing model.
+        task: Samples and metrics.
+        distiller: The loss of the distillation inside an evaluation; by default the task kind's.
+        training: Learning rate and the like.
+        teacher: Stored teacher outputs; by default kept in the task's cache folder.
+        batch_size: Samples of one forward pass.
+
+    Raises:
+        ValueError: The distiller needs outputs that the task does not give.
+    """
+
+    def __init__(
+        self,
+        supernet: Elastic,
+        task: Task,
+        distiller: Distiller | None = None,
+        training: Training | None = None,
+        teacher: TeacherOutputs | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        self.supernet = supernet
+        self.task = task
+        self.distiller = distiller or Distiller.default(task)
+        self.training = training or Training()
+        self.distiller.check(task)
+        self.teacher = teacher or TeacherOutputs(task, self.distiller.needs, getattr(task, "cache_dir", None))
+        self.batch_size = batch_size
+
+    def evaluate(
+        self,
+        subnet: SubnetConfig,
+        steps: int = 0,
+        split: str = "validation",
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> dict[str, float]:
+        """Metrics of a subnet on a split.
+
+        Args:
+            subnet: The architecture.
+            steps: Distillation steps on a private copy before it is judged; 0 judges the supernet's own weights.
+            split: Where it is judged.
+            seed: Of the order of training samples.
+            progress: Told of every distillation step.
+        """
+        if steps:
+            model = self.distil(subnet, steps=steps, seed=seed, progress=progress)
+        else:
+            self.supernet.activate(subnet)
+            model = self.supernet.model
+        return self.score(model, split)
+
+    def distil(
+        self,
+        subnet: SubnetConfig,
+        *,
+        steps: int | None = None,
+        minutes: float | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> nn.Module:
+        """A private, plain copy of a subnet, distilled on the train split for so many steps or minutes."""
+        model = self.supernet.extract(subnet)
+        distil(
+            model,
+            self.task,
+            self.teacher,
+            self.distiller,
+            self.training,
+            steps=steps,
+            minutes=minutes,
+            seed=seed,
+            blocks=subnet.kept,
+            progress=progress,
+        )
+        return model
+
+    def score(self, model: nn.Module, split: str = "validation") -> dict[str, float]:
+        """Metrics of any `transformers` model of the task's kind on a split."""
+        return evaluate_model(model, self.task, self.teacher, split, self.batch_size)
+
+
+def evaluate_model(
+    model: nn.Module, task: Task, teacher: TeacherOutputs, split: str = "validation", batch_size: int = 64
+) -> dict[str, float]:
+    """Metrics of any `transformers` model of the task's kind on a split."""
+    model.eval()
+    return evaluate_run(lambda batch: task.outputs(model, batch), task, teacher, split, batch_size)
+
+
+def evaluate_run(
+    run: Run, task: Task, teacher: TeacherOutputs, split: str = "validation", batch_size: int = 64
+) -> dict[str, float]:
+    """Metrics of anything that turns the model's inputs into the task's main output, such as `onnx_run`."""
+    return task.metrics(split, predict(run, task, split, batch_size), teacher.main(split))
+
+
+def predict(run: Run, task: Task, split: str, batch_size: int = 64) -> dict[str, NDArray[Any]]:
+    """The task's main output on a whole split, ``(samples, ...)``, in the order of the split.
+
+    Raises:
+        ValueError: An output is not finite.
+    """
+    name, samples = main_output(task), task.samples
+    collected: NDArray[Any] | None = None
+    with torch.inference_mode():
+        for rows in samples.order(split, batch_size):
+            values = run(samples.batch(split, rows))[name].float().cpu().numpy()
+            if collected is None:
+                collected = np.empty((samples.size(split), *values.shape[1:]), dtype=np.float32)
+            collected[rows] = values
+    assert collected is not None
+    if not np.isfinite(collected).all():
+        raise ValueError(f"the model's {name} on {split!r} must be finite, but some are not.")
+    return {name: collected}
+
+
+def onnx_run(model: str | bytes, task: Task, threads: int = 1) -> Run:
+    """Run a deployed ONNX model on the CPU, for `evaluate_run`.
+
+    Judge models with dynamic int8 quantisation with the batch size of their deployment, mostly 1: their activations'
+    scales are taken over the whole batch, padding included.
+
+    Args:
+        model: File or bytes.
+        task: Says what the outputs mean.
+        threads: Of ONNX Runtime.
+
+    Raises:
+        ValueError: The model lacks one of the task's outputs.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    inputs = {node.name for node in session.get_inputs()}
+    wanted = task.output_names[-1]
+    outputs = [node.name for node in session.get_outputs()]
+    if wanted not in outputs:
+        raise ValueError(f"the ONNX model must have the output {wanted!r}, but has {', '.join(map(repr, outputs))}.")
+
+    def run(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        feeds = {name: values.numpy() for name, values in batch.items() if name in inputs}
+        return {task.deployed[wanted]: torch.from_numpy(session.run([wanted], feeds)[0])}
+
+    return run
