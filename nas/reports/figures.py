@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.reports.data import Interval, ModelRow, Report
-from nas.reports.tables import describe, format_interval, format_metric, format_number
+from nas.reports.tables import describe, format_interval, format_metric, format_number, format_speedup
 
 Figure = dict[str, Any]
 PRECISION_COLOURS = {"fp32": "var(--measured)", "int8": "var(--int8)"}
@@ -35,11 +35,13 @@ def front_figure(report: Report) -> Figure | None:
         layout["annotations"] = [
             {
                 "x": report.budget_ms,
-                "y": 1,
+                "y": 0,
                 "yref": "paper",
                 "text": f"budget {format_number(report.budget_ms)} ms",
                 "showarrow": False,
+                "xanchor": "left",
                 "yanchor": "bottom",
+                "xshift": 3,
                 "font": {"size": 11, "color": "var(--muted)"},
             }
         ]
@@ -128,7 +130,7 @@ def _hover(report: Report, row: ModelRow) -> str:
     if row.measured is not None:
         lines.append(f"measured {format_number(row.measured.p50_ms)} ms")
     if row.speedup_fp32 is not None:
-        lines.append(f"{format_interval(row.speedup_fp32, 'x')} the fp32 teacher")
+        lines.append(f"{format_speedup(row.speedup_fp32)} against the fp32 teacher")
     return "<br>".join(lines)
 
 
@@ -236,11 +238,12 @@ def _layout(x: str, y: str) -> Figure:
 
     return {
         "height": 460,
-        "margin": {"l": 8, "r": 12, "t": 24, "b": 8},
+        "margin": {"l": 8, "r": 12, "t": 30, "b": 8},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": "var(--ink)", "size": 13, "family": "system-ui, sans-serif"},
         "hoverlabel": {"bgcolor": "var(--card)", "bordercolor": "var(--line)", "font": {"color": "var(--ink)"}},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "var(--faint)", "activecolor": "var(--ink)"},
         "legend": {"orientation": "h", "y": -0.18, "yanchor": "top", "x": 0},
         "xaxis": axis(x),
         "yaxis": axis(y),

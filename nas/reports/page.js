@@ -23,7 +23,10 @@
       figure.layout.xaxis.type = "log";
       delete figure.layout.xaxis.rangemode;
     }
-    const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"],
+    // Numbers in the cells of a heat map overlap on a phone.
+    if (element.clientWidth < 520) figure.data.forEach((trace) => delete trace.texttemplate);
+    const config = { responsive: true, displaylogo: false,
+      modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
       toImageButtonOptions: { format: "svg", filename: element.dataset.figure } };
     window.Plotly.react(element, figure.data, figure.layout, config);
   };

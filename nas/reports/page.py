@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import json
+import math
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
@@ -17,7 +18,6 @@ from nas.reports.figures import Figure, front_figure, predicted_vs_measured_figu
 from nas.reports.tables import (
     describe,
     format_count,
-    format_interval,
     format_metric,
     format_number,
     model_columns,
@@ -114,18 +114,25 @@ def _header(report: Report) -> str:
 
 
 def _headline(report: Report) -> str:
-    """The fastest measured front member of each precision, in one sentence each."""
+    """What the measured front spans, in one sentence per precision."""
     lines = []
     for precision in dict.fromkeys(row.precision for row in report.models):
         rows = [row for row in report.models if row.role == "front" and row.precision == precision and row.speedup_fp32]
         if rows:
-            row = max(rows, key=lambda row: row.speedup_fp32.value if row.speedup_fp32 else 0.0)
+            speedups = sorted(row.speedup_fp32.value for row in rows if row.speedup_fp32)
+            values = sorted(
+                (row.metrics.get(report.quality, math.nan) for row in rows), reverse=report.higher_is_better
+            )
             text = (
-                f"{row.name} in {precision}: {format_interval(row.speedup_fp32, 'x')} the speed of the fp32 teacher "
-                f"at {report.quality} {format_metric(row.metrics.get(report.quality))}."
+                f"{precision}: {_span(f'{speedups[0]:.2f}x', f'{speedups[-1]:.2f}x')} the speed of the fp32 teacher "
+                f"at {report.quality} {_span(format_metric(values[0]), format_metric(values[-1]))}"
             )
             lines.append(f'<p class="headline">{html.escape(text)}</p>')
     return "".join(lines)
+
+
+def _span(first: str, last: str) -> str:
+    return first if first == last else f"{first} to {last}"
 
 
 def _section(name: str, title: str, body: str, note: str = "") -> str:
@@ -149,12 +156,18 @@ def _figure(name: str, label: str, figure: Figure | None, *, log_button: bool = 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[bool]) -> str:
     def line(tag: str, cells: Sequence[str]) -> str:
         opened = [f'<{tag} class="number">' if right else f"<{tag}>" for right in numeric]
-        parts = [f"{start}{html.escape(cell)}</{tag}>" for start, cell in zip(opened, cells, strict=True)]
+        parts = [f"{start}{_cell(cell)}</{tag}>" for start, cell in zip(opened, cells, strict=True)]
         return f"<tr>{''.join(parts)}</tr>"
 
     body = "".join(line("td", row) for row in rows)
     head = line("th", header)
     return f'<div class="scroll" tabindex="0"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(text: str) -> str:
+    """Escaped text; an interval stands small beneath its value, which halves the width of the table."""
+    value, bracket, bounds = text.partition(" [")
+    return html.escape(value) + (f"<small>{html.escape(bracket.strip() + bounds)}</small>" if bracket else "")
 
 
 def _models_table(report: Report) -> str:
@@ -207,7 +220,7 @@ def _run(report: Report) -> str:
             [stage.name, "reused" if stage.reused else format_duration(stage.seconds), stage.note]
             for stage in report.stages
         ]
-        total = sum(stage.seconds for stage in report.stages)
+        total = sum(stage.seconds for stage in report.stages if not stage.reused)
         rows.append(["total", format_duration(total), ""])
         parts.append(_table(["stage", "time", ""], rows, [False, True, False]))
     if report.device:

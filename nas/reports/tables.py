@@ -7,13 +7,12 @@ import io
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from nas.reports.data import Interval, MeasuredLatency, ModelRow, Report
 from search_spaces.subnet import SubnetConfig
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
 
@@ -30,8 +29,8 @@ def format_count(value: float) -> str:
     """A large number as people read it: ``950``, ``22.7 M``, ``1.45 G``."""
     for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
-            return f"{value / factor:.3g} {letter}"
-    return f"{value:.3g}"
+            return f"{format_number(value / factor)} {letter}"
+    return format_number(value)
 
 
 def format_number(value: float) -> str:
@@ -43,12 +42,17 @@ def format_number(value: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
-def format_interval(interval: Interval | None, unit: str = "") -> str:
+def format_interval(interval: Interval | None) -> str:
     """``12.3 [11.8, 12.9]``, or a dash."""
     if interval is None:
         return "-"
     low, high = format_number(interval.low), format_number(interval.high)
-    return f"{format_number(interval.value)}{unit} [{low}, {high}]"
+    return f"{format_number(interval.value)} [{low}, {high}]"
+
+
+def format_speedup(interval: Interval | None) -> str:
+    """``1.84x [1.81, 1.87]``, or a dash."""
+    return "-" if interval is None else f"{interval.value:.2f}x [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def format_metric(value: float | None) -> str:
@@ -92,11 +96,11 @@ def model_columns(report: Report) -> tuple[Column, ...]:
         Column("precision", lambda row: row.precision, numeric=False),
         Column("parameters", lambda row: format_count(row.parameters)),
         Column("MACs", lambda row: format_count(row.macs)),
-        Column("predicted ms", lambda row: format_interval(row.predicted_ms)),
-        Column("measured ms p50 [min, p90]", lambda row: _format_measured(row.measured)),
-        Column("vs teacher fp32", lambda row: format_interval(row.speedup_fp32, "x")),
-        Column("vs teacher int8", lambda row: format_interval(row.speedup_int8, "x")),
         *(metric(name) for name in report.metric_names),
+        Column("predicted ms", lambda row: format_interval(row.predicted_ms)),
+        Column("measured ms [min, p90]", lambda row: _format_measured(row.measured)),
+        Column("vs teacher fp32", lambda row: format_speedup(row.speedup_fp32)),
+        Column("vs teacher int8", lambda row: format_speedup(row.speedup_int8)),
         Column("MB", lambda row: "-" if row.size_mb is None else format_number(row.size_mb)),
     )
     return tuple(column for column in columns if any(column.cell(row) != "-" for row in report.models))
@@ -112,10 +116,13 @@ def scorecard_table(report: Report) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the predictors' scorecard."""
     names = list(dict.fromkeys(name for line in report.scorecard for name in line.scores))
     rows = [
-        [line.predictor, str(line.n), *(format_metric(line.scores.get(name)) for name in names)]
-        for line in report.scorecard
+        [line.predictor, str(line.n), *(_score(line.scores.get(name)) for name in names)] for line in report.scorecard
     ]
     return ["predictor", "n", *names], rows
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else format_number(value)
 
 
 def terminal_table(report: Report) -> Table:
@@ -124,7 +131,7 @@ def terminal_table(report: Report) -> Table:
     from rich.text import Text
 
     columns = model_columns(report)
-    table = Table(title=Text(f"{report.study}: {report.teacher}"), title_justify="left", padding=(0, 1))
+    table = Table(title=Text(f"{report.study}: {report.teacher}"), title_justify="left", padding=(0, 0))
     for column in columns:
         table.add_column(Text(column.title), justify="right" if column.numeric else "left", no_wrap=not column.numeric)
     previous = None
@@ -136,12 +143,14 @@ def terminal_table(report: Report) -> Table:
     return table
 
 
-def print_table(report: Report, console: Console | None = None) -> None:
+def print_table(report: Report, stream: TextIO | None = None) -> None:
     """Print the table of models; into a file or a pipe at full width, because nothing there is 80 columns wide."""
     from rich.console import Console
 
-    console = console or Console()
-    console.print(terminal_table(report), width=None if console.is_terminal else 200)
+    console = Console(file=stream)
+    if not console.is_terminal:
+        console.width = max(console.width, 220)
+    console.print(terminal_table(report))
 
 
 def escape_markdown(text: str) -> str:
