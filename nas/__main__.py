@@ -1,0 +1,186 @@
+"""The command line: ``nas COMMAND [option=value ...]``."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+COMMANDS: dict[str, str] = {
+    "devices": "list the devices of this machine and check each of them",
+    "profile": "measure subnets on a device and fit its latency predictor",
+    "calibrate": "prepare a teacher's compensated variants, without training",
+    "train": "train the supernet's smaller levels against the teacher (optional)",
+    "search": "search, export the best subnets and report: does whatever is missing",
+    "export": "write found subnets as transformers and ONNX folders, verified and measured",
+    "evaluate": "measure the quality of any model folder or ONNX file against its teacher",
+    "report": "draw a study's report again from what was stored",
+}
+
+USAGE_ERROR, FAILURE = 2, 1
+
+
+def usage() -> str:
+    """What ``nas`` alone says."""
+    lines = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "nas: smaller transformers, measured faster on your device.",
+            "Usage: nas COMMAND [option=value ...]     nas COMMAND --help shows the options",
+            *lines,
+            "Start with: nas search model.path=DIR task.data.path=FILE device=onnxruntime_cpu",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command ``nas``; exits with 0, 1 (failure) or 2 (a mistake of the user)."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"hwnas {version('hwnas')}")
+        return 0
+    command, overrides = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        from nas.config import suggestion
+
+        return _fail(f"unknown command {command!r}; known are {', '.join(COMMANDS)}.{suggestion(command, COMMANDS)}")
+    if {"--help", "-h"} & set(overrides):
+        return _print_help(command, [o for o in overrides if o not in ("--help", "-h")])
+    return _guarded(lambda: _run_hydra(command, overrides), command, debug=debug)
+
+
+def _run_hydra(command: str, overrides: list[str]) -> None:
+    """Hand over to Hydra, which composes the configuration, makes the run's folder and knows ``-m`` and ``--cfg``."""
+    import hydra
+
+    from nas.config import conf_dir
+
+    # Errors come to us as exceptions, and not as Hydra's text with exit code 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = [f"nas {command}", *overrides]
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(_task_function(command))()
+
+
+def _task_function(command: str) -> Callable[[DictConfig], Any]:
+    def task_function(config: DictConfig) -> Any:
+        from nas import commands
+
+        return getattr(commands, command)(config)
+
+    # Hydra names the job after the file in which the function is written.
+    return task_function
+
+
+def _guarded(action: Callable[[], None], command: str, *, debug: bool) -> int:
+    """Run, and turn exceptions into one clear line and an exit code."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        action()
+    except KeyboardInterrupt:
+        return _fail("stopped by Ctrl-C; run the same command again to continue.", code=130)
+    except (HydraException, OmegaConfBaseException) as error:
+        if debug:
+            raise
+        return _fail(_explain_override(command, error))
+    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, ModuleNotFoundError) as error:
+        if debug:
+            raise
+        return _fail(f"{_one_line(error)}  (--debug shows where)")
+    except (RuntimeError, OSError) as error:
+        if debug:
+            raise
+        return _fail(f"{_one_line(error)}  (--debug shows where)", code=FAILURE)
+    return 0
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _explain_override(command: str, error: Exception) -> str:
+    """A wrong override in one line, with the nearest right name."""
+    from nas.config import conf_dir, suggestion
+
+    text = " ".join(str(error).split())
+    if found := re.search(r"Could not override '([^']+)'", text):
+        known = sorted(_option_names(command))
+        hint = suggestion(found[1], known)
+        return f"unknown option {found[1]!r}.{hint}  `nas {command} --help` lists all options."
+    if found := re.search(r"Could not find '([\w/]+)/([^/']+)'", text):
+        group, name = found[1], found[2]
+        options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        return f"unknown {group} {name!r}; known are {', '.join(options)}.{suggestion(name, options)}"
+    if found := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"`{found[1]}` must be given, for example: nas {command} {found[1]}=VALUE"
+    return text
+
+
+def _option_names(command: str) -> set[str]:
+    """Full names of all the options of a command."""
+    from omegaconf import DictConfig, OmegaConf
+
+    def names(node: Any, prefix: str) -> set[str]:
+        if not isinstance(node, DictConfig):
+            return {prefix}
+        inner = (names(node._get_node(key), f"{prefix}.{key}" if prefix else str(key)) for key in node)
+        return set().union(*inner, {prefix} if prefix else set())
+
+    config = _compose(command, [])
+    OmegaConf.set_struct(config, value=False)
+    return names(config, "")
+
+
+def _compose(command: str, overrides: list[str]) -> DictConfig:
+    from hydra import compose, initialize_config_dir
+
+    from nas.config import conf_dir
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=command):
+        return compose(command, overrides=overrides)
+
+
+def _print_help(command: str, overrides: list[str]) -> int:
+    from omegaconf import OmegaConf
+
+    from nas.config import conf_dir
+
+    def show() -> None:
+        config = _compose(command, overrides)
+        text = OmegaConf.to_yaml(config)
+        groups = sorted(path.name for path in conf_dir().iterdir() if path.is_dir() and path.name in config)
+        print(f"nas {command}: {COMMANDS[command]}.\n\nGroups (choose with group=name):")
+        for group in [*groups, *(["experiment"] if command == "search" else [])]:
+            names = ", ".join(sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")))
+            print(f"  {group}: {names}")
+        print("\nOptions and their defaults (override with name=value; ??? must be given):\n")
+        print("\n".join(f"  {line}" for line in text.splitlines()))
+        print("\n-m sweeps over comma-separated values; --cfg job prints the configuration; --debug shows tracebacks.")
+
+    return _guarded(show, command, debug=False)
+
+
+def _fail(message: str, code: int = USAGE_ERROR) -> int:
+    print(f"nas: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()
