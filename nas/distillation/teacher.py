@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nas.tasks.cache import Arrays, cached_arrays, content_key
 from nas.tasks.task import Task, main_output
+from search_spaces.library import model_hash
 
 if TYPE_CHECKING:
     from nas.progress import Progress
@@ -23,19 +24,6 @@ if TYPE_CHECKING:
 # Raise it when the same inputs come to be stored differently: older caches are then left alone.
 _FORMAT = "1"
 _PER_TOKEN = ("hidden", "hidden_states")
-
-
-def model_fingerprint(model: nn.Module) -> str:
-    """Name of a model's content: its weights and the settings that change what they compute."""
-    config = getattr(model, "config", None)
-    settings = config.to_dict() if config is not None else {}
-    for name in ("_name_or_path", "transformers_version"):
-        settings.pop(name, None)
-    parts: list[str | bytes] = [type(model).__name__, json.dumps(settings, sort_keys=True, default=str)]
-    for name, tensor in sorted(model.state_dict().items()):
-        values = tensor.detach().cpu().contiguous()
-        parts += [name, str(values.dtype), str(tuple(values.shape)), values.view(torch.uint8).numpy().tobytes()]
-    return content_key(parts)
 
 
 class TeacherOutputs:
@@ -73,8 +61,13 @@ class TeacherOutputs:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Name of the teacher's content."""
-        return model_fingerprint(self._loaded)
+        """Name of the teacher's content: its weights, and the settings that change what they compute."""
+        config = getattr(self._loaded, "config", None)
+        settings = config.to_dict() if config is not None else {}
+        # Neither where the model lay nor who wrote the file changes its outputs.
+        for name in ("_name_or_path", "transformers_version"):
+            settings.pop(name, None)
+        return content_key([model_hash(self._loaded), json.dumps(settings, sort_keys=True, default=str)])
 
     @cached_property
     def _loaded(self) -> nn.Module:
@@ -89,7 +82,13 @@ class TeacherOutputs:
         """All outputs of a split: ``(samples, ...)``, and per-token ones ``(tokens, ...)``, token by token."""
         if split not in self._arrays:
             key = content_key(
-                [_FORMAT, self.fingerprint, self.task.samples.fingerprint(split), self.task.kind, *self.names]
+                [
+                    _FORMAT,
+                    self.fingerprint,
+                    self.task.samples.fingerprint(split),
+                    self.task.output_settings,
+                    *self.names,
+                ]
             )
             self._arrays[split] = cached_arrays(
                 self._directory / "teacher", key, lambda folder: self._compute(folder, split, progress)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
+class TrainSettings:
     """How a student is trained; how long is said where it is trained.
 
     Args:
@@ -65,7 +65,7 @@ def distil(
     task: Task,
     teacher: TeacherOutputs | None,
     distiller: Distiller,
-    training: Training | None = None,
+    training: TrainSettings | None = None,
     *,
     steps: int | None = None,
     minutes: float | None = None,
@@ -93,7 +93,7 @@ def distil(
         ValueError: There is no budget, or the distiller needs a teacher or outputs that are not there.
         FloatingPointError: The loss is not finite any more.
     """
-    training = training or Training()
+    training = training or TrainSettings()
     _check(task, teacher, distiller, steps, minutes)
     parameters = _trainable(model, freeze_embeddings=training.freeze_embeddings)
     optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True)
@@ -165,7 +165,7 @@ def _spent(done: int, started: float, steps: int | None, minutes: float | None) 
 
 
 def _set_learning_rate(
-    optimizer: torch.optim.Optimizer, training: Training, spent: float, done: int, steps: int | None
+    optimizer: torch.optim.Optimizer, training: TrainSettings, spent: float, done: int, steps: int | None
 ) -> None:
     # The middle of the coming step, so that neither the first nor the last step is one of zero length.
     middle = spent + (0.5 / steps if steps else 0.0)

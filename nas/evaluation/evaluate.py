@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nas.distillation.losses import Distiller
 from nas.distillation.teacher import TeacherOutputs
-from nas.distillation.train import Training, distil
+from nas.distillation.train import TrainSettings, distil
 from nas.tasks.task import Task, main_output
 from search_spaces.subnet import SubnetConfig
 
@@ -56,14 +56,14 @@ class Evaluator:
         supernet: Elastic,
         task: Task,
         distiller: Distiller | None = None,
-        training: Training | None = None,
+        training: TrainSettings | None = None,
         teacher: TeacherOutputs | None = None,
         batch_size: int = 64,
     ) -> None:
         self.supernet = supernet
         self.task = task
         self.distiller = distiller or Distiller.default(task)
-        self.training = training or Training()
+        self.training = training or TrainSettings()
         self.distiller.check(task)
         self.teacher = teacher or TeacherOutputs(task, self.distiller.needs, getattr(task, "cache_dir", None))
         self.batch_size = batch_size

@@ -47,6 +47,10 @@ class Task(Protocol):
     def output_names(self) -> tuple[str, ...]:
         """Names of the deployed model's outputs, in order."""
 
+    @property
+    def output_settings(self) -> str:
+        """Everything but model and samples that changes what `outputs` gives: part of the key of stored outputs."""
+
     def load_model(self) -> PreTrainedModel:
         """The pretrained model: the teacher."""
 

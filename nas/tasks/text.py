@@ -84,6 +84,11 @@ class SentenceEmbedding:
         written = read_pooling(self.model)
         return written if self.pooling is None else Pooling(self.pooling, written.normalize)
 
+    @property
+    def output_settings(self) -> str:
+        """The kind and the pooling."""
+        return f"{self.kind} {self.pooler.mode} {self.pooler.normalize}"
+
     def load_model(self) -> PreTrainedModel:
         """The encoder, in fp32 and evaluation mode."""
         return load_encoder(self.model)
@@ -180,6 +185,11 @@ class TextClassification:
     def output_names(self) -> tuple[str, ...]:
         """``logits``."""
         return tuple(self.deployed)
+
+    @property
+    def output_settings(self) -> str:
+        """The kind: logits are what the model says they are."""
+        return self.kind
 
     def load_model(self) -> PreTrainedModel:
         """The classifier, in fp32 and evaluation mode."""
