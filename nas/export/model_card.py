@@ -1,0 +1,137 @@
+"""The card of an exported model: what it is, how good and how fast it was measured, and the lines that run it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from numbers import Real
+from typing import Any
+
+from nas.reports.drawing import describe_block
+from nas.reports.tables import describe, escape_markdown, format_number, markdown_table
+from search_spaces.subnet import SubnetConfig
+
+CARD_FILE = "README.md"
+_LIMITS = """\
+`load_subnet` comes with hwnas and runs no code from this folder. `from_pretrained` cannot load it, because its blocks
+differ in width.
+
+## Limits
+
+The model imitates its teacher and shares the teacher's limits and licence. Quality was measured on the data named in
+`metrics.json` and latency on the device named there; neither says much about others.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What the card says beside the measurements.
+
+    Args:
+        name: What people call the model.
+        teacher: What people call its teacher.
+        kind: The task's kind.
+        subnet: The architecture.
+        output: The graph's main output.
+        max_length: Tokens kept of a text.
+        graphs: File names of the ONNX graphs.
+    """
+
+    name: str
+    teacher: str
+    kind: str
+    subnet: SubnetConfig
+    output: str
+    max_length: int
+    graphs: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """Text that ``from_json`` reads back."""
+        return json.dumps({**asdict(self), "subnet": self.subnet.to_dict()}, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Card:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ValueError: The text is something else.
+        """
+        try:
+            data = json.loads(text)
+            subnet, graphs = SubnetConfig.from_dict(data.pop("subnet")), tuple(data.pop("graphs"))
+            return cls(subnet=subnet, graphs=graphs, **data)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"card: the data do not fit ({error}).") from error
+
+
+def load_snippet(directory: str, graph: str, output: str, max_length: int) -> str:
+    """Python lines that run an exported graph with onnxruntime and tokenizers alone.
+
+    Args:
+        directory: The folder as it shall stand in the lines.
+        graph: File name of the graph.
+        output: Name of the wanted output.
+        max_length: Tokens kept of a text.
+    """
+    return f"""\
+import numpy, onnxruntime, tokenizers
+folder = {directory!r}
+tokenizer = tokenizers.Tokenizer.from_file(f"{{folder}}/tokenizer.json")
+tokenizer.enable_truncation({max_length}), tokenizer.enable_padding()
+session = onnxruntime.InferenceSession(f"{{folder}}/{graph}")
+texts = tokenizer.encode_batch(["First sentence.", "A second one, a little longer."])
+inputs = {{"input_ids": [t.ids for t in texts], "attention_mask": [t.attention_mask for t in texts],
+          "token_type_ids": [t.type_ids for t in texts]}}
+feeds = {{i.name: numpy.array(inputs[i.name]) for i in session.get_inputs()}}
+{"embeddings" if "embedding" in output else "result"} = session.run([{output!r}], feeds)[0]
+"""
+
+
+def transformers_snippet(directory: str) -> str:
+    """Python lines that load the folder as a plain `transformers` model."""
+    return f"""\
+from pathlib import Path
+from search_spaces.checkpoint import load_subnet
+model = load_subnet(Path({directory!r}))
+"""
+
+
+def render_card(card: Card, metrics: Mapping[str, Any]) -> str:
+    """The card as Markdown."""
+    of = f" of {escape_markdown(card.teacher)}" if card.teacher else ""
+    kind = card.kind.replace("_", " ")
+    parts = [
+        f"# {escape_markdown(card.name)}\n",
+        f"A smaller version{of} for {kind}, found by hwnas: {describe(card.subnet)}.\n",
+        "".join(f"- {describe_block(index, block)}\n" for index, block in enumerate(card.subnet.blocks)),
+    ]
+    if table := _metrics_table(metrics):
+        parts += ["## Measured\n", table]
+    parts.append("Everything that was measured, and on what, is in `metrics.json`.\n")
+    if card.graphs:
+        snippet = load_snippet(".", card.graphs[-1], card.output, card.max_length)
+        parts.append(f"## Run it with onnxruntime\n\nInside this folder:\n\n```python\n{snippet}```\n")
+    parts.append(f"## Load it with transformers\n\n```python\n{transformers_snippet('.')}```\n")
+    parts.append(_LIMITS)
+    return "\n".join(parts)
+
+
+def _metrics_table(metrics: Mapping[str, Any]) -> str:
+    """Numbers by precision as a table; empty where there are none."""
+    columns = {
+        name: value for name, value in metrics.items() if name in ("fp32", "int8") and isinstance(value, Mapping)
+    }
+    rows = dict.fromkeys(key for column in columns.values() for key, value in column.items() if _is_number(value))
+    if not rows:
+        return ""
+    body = [[key, *(_cell(column.get(key)) for column in columns.values())] for key in rows]
+    return markdown_table(["", *columns], body)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _cell(value: Any) -> str:
+    return format_number(float(value)) if _is_number(value) else "-"
