@@ -1,0 +1,139 @@
+"""How a search is doing, told to trackers: the live line is one of them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from nas.engine.candidates import Candidate
+from nas.engine.limits import Objectives
+from nas.engine.pareto import Floats, hypervolume
+from nas.engine.slots import abandoned
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from nas.progress import Progress
+
+
+@dataclass(frozen=True)
+class Status:
+    """A search in numbers.
+
+    Args:
+        finished: Trials that have ended, those of dead workers not counted.
+        total: Trials that there will be.
+        feasible: Evaluated trials that keep to every constraint.
+        outcomes: How many trials ended how: ``evaluated``, ``cached``, ``duplicate``, ``infeasible``, ``failed``.
+        hypervolume: Of the feasible trials, each goal scaled by the first trials' range; grows as the front does.
+        best: Goal -> best feasible value so far.
+        trials_per_minute: Of this run.
+        left_s: Seconds left at that pace; None before the first trial.
+    """
+
+    finished: int
+    total: int
+    feasible: int
+    outcomes: Mapping[str, int]
+    hypervolume: float
+    best: Mapping[str, float]
+    trials_per_minute: float
+    left_s: float | None
+
+    def __str__(self) -> str:
+        ended = max(sum(self.outcomes.values()), 1)
+        parts = [f"feasible {self.feasible / ended:.0%}", f"hypervolume {self.hypervolume:.4g}"]
+        parts += [f"best {name} {value:.4g}" for name, value in self.best.items()]
+        parts.append(f"{self.trials_per_minute:.3g} trials/min")
+        return ", ".join(parts)
+
+
+class Tracker(Protocol):
+    """Hears of every trial: the hook for experiment trackers such as MLflow.
+
+    Pass instances as ``trackers`` to `Search`. An error in a tracker stops the search like any other error: a tracker
+    that may fail must catch what it can live with.
+    """
+
+    def trial_finished(self, trial: FrozenTrial, status: Status) -> None:
+        """A trial has ended, however it did; ``trial.user_attrs`` holds the subnet, the metrics, and the reason."""
+
+    def search_finished(self, front: Sequence[Candidate]) -> None:
+        """The search has ended, been interrupted, or stopped because of failures."""
+
+
+class LiveLine:
+    """The tracker that keeps one line up to date.
+
+    Args:
+        progress: Where to write; entered and left by the caller.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def trial_finished(self, trial: FrozenTrial, status: Status) -> None:  # noqa: ARG002 - see Tracker
+        """Advance by what has ended since the last call, other workers' trials included."""
+        self.progress.advance(max(0, status.finished - self.progress.done), text=str(status))
+
+    def search_finished(self, front: Sequence[Candidate]) -> None:
+        """Nothing: whoever opened the line closes it."""
+
+
+class StatusBoard:
+    """Computes the status after each trial.
+
+    Args:
+        objectives: The goals.
+        total: Trials that there will be.
+        already: Trials that had ended before this run.
+        clock: Gives seconds; tests pass their own.
+    """
+
+    def __init__(
+        self, objectives: Objectives, total: int, already: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.objectives = objectives
+        self.total = total
+        self.already = already
+        self._clock = clock
+        self._started = clock()
+
+    def __call__(self, trials: Sequence[FrozenTrial]) -> Status:
+        """The status that these trials mean."""
+        ended = [trial for trial in trials if trial.state.is_finished() and not abandoned(trial)]
+        able = [t for t in ended if t.state.name == "COMPLETE" and all(v <= 0 for v in t.constraints.values())]
+        losses = np.array([self.objectives.losses(t.values) for t in able], dtype=np.float64)
+        elapsed = max(self._clock() - self._started, 1e-9)
+        own = len(ended) - self.already
+        best: dict[str, float] = {}
+        if able:
+            for column, (name, direction) in enumerate(self.objectives.goals.items()):
+                least = float(losses[:, column].min())
+                best[name] = least if direction == "minimize" else -least
+        return Status(
+            finished=len(ended),
+            total=self.total,
+            feasible=len(able),
+            outcomes=Counter(_outcome(trial) for trial in ended),
+            hypervolume=_scaled_hypervolume(losses) if able else 0.0,
+            best=best,
+            trials_per_minute=60.0 * own / elapsed,
+            left_s=max(self.total - len(ended), 0) * elapsed / own if own > 0 else None,
+        )
+
+
+def _outcome(trial: FrozenTrial) -> str:
+    return "failed" if trial.state.name == "FAIL" else str(trial.user_attrs.get("result", {}).get("outcome", "pruned"))
+
+
+def _scaled_hypervolume(losses: Floats, first: int = 10) -> float:
+    """Hypervolume in units of the box that the first feasible trials span, so that it only grows as the study does."""
+    low, high = losses[:first].min(axis=0), losses[:first].max(axis=0)
+    span = np.where(high > low, high - low, np.maximum(np.abs(high), 1e-12))
+    return hypervolume((losses - high) / span, np.full(losses.shape[1], 0.1))

@@ -1,0 +1,184 @@
+"""Trial slots: N workers finish exactly ``num_trials`` trials, whichever of them die on the way.
+
+A trial is *abandoned* when it has failed without a reason: that is how dead workers' trials end, and nothing else does.
+Slots are the first ``num_trials`` trials that are not abandoned. So the rule needs no counter that could go wrong: an
+abandoned trial frees its slot by being abandoned, and a trial beyond the last slot is never evaluated.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas.engine.locks import FileLock, is_held
+from nas.engine.storage import Storage
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+
+NextTrial = Callable[[Sequence["FrozenTrial"]], Mapping[str, Any] | None]
+
+
+def abandoned(trial: FrozenTrial) -> bool:
+    """Whether the trial ended because its worker did."""
+    return trial.state.name == "FAIL" and "reason" not in trial.user_attrs
+
+
+class Worker:
+    """One process that evaluates trials, recognisable as dead by others.
+
+    Its lock file is held as long as it lives, so that others on the machine see at once when it is gone.
+
+    Args:
+        directory: Where the lock files of the study's workers on this machine are.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.host = socket.gethostname()
+        self.name = f"{self.host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.directory = directory
+        self._lock = FileLock(directory / f"{self.name}.lock")
+
+    def start(self) -> None:
+        """Show that this worker lives.
+
+        Raises:
+            OSError: The lock file cannot be made.
+        """
+        self._lock.acquire()
+
+    def stop(self) -> None:
+        """Let the others know that it is gone."""
+        self._lock.release()
+        self._lock.path.unlink(missing_ok=True)
+
+    @property
+    def signature(self) -> dict[str, str]:
+        """What a trial remembers of its worker."""
+        return {"name": self.name, "host": self.host, "pid": str(os.getpid())}
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a worker got: a trial, or the reason why there is none (``waiting`` for others, or ``done``)."""
+
+    trial: Trial | None
+    done: bool
+
+
+class TrialSlots:
+    """Hands out trials of one study.
+
+    Args:
+        study: The study, opened with the storage's backend.
+        storage: The storage.
+        num_trials: Slots in total, earlier runs' trials included.
+        worker: This process.
+        max_retries: How often a subnet whose worker died is tried again before it counts as failed.
+        grace_s: Without a sign of life for so long, a worker on another machine counts as dead.
+        clock: Gives seconds; tests pass their own.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        storage: Storage,
+        num_trials: int,
+        worker: Worker,
+        *,
+        max_retries: int = 2,
+        grace_s: float = 120.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.study = study
+        self.storage = storage
+        self.num_trials = num_trials
+        self.worker = worker
+        self.max_retries = max_retries
+        self.grace_s = grace_s
+        self._clock = clock
+        self._signs: dict[int, tuple[Any, float]] = {}
+
+    def claim(self, next_trial: NextTrial | None = None) -> Claim:
+        """Take the next free slot; call it inside ``storage.claiming()``.
+
+        Args:
+            next_trial: Asked before the sampler is; may give the parameters and attributes (``{"params": ...,
+                "user_attrs": ...}``) of a trial that must come next.
+        """
+        self._retry_abandoned()
+        trials = self.study.get_trials(deepcopy=False)
+        slots = [trial for trial in trials if not abandoned(trial)]
+        taken = [trial for trial in slots[: self.num_trials] if trial.state.name != "WAITING"]
+        if len(taken) >= self.num_trials:
+            return Claim(None, done=all(trial.state.is_finished() for trial in taken))
+        if len(slots) == len(taken) and next_trial is not None and (wanted := next_trial(trials)):
+            self.study.enqueue_trial(dict(wanted["params"]), user_attrs=dict(wanted.get("user_attrs", {})))
+        trial = self.study.ask()
+        if not self.storage.locked and not self._has_slot(trial.number):
+            self.study.tell(trial, state=_state("FAIL"))  # Another worker was faster; nothing was evaluated.
+            return Claim(None, done=False)
+        trial.set_user_attr("worker", self.worker.signature)
+        return Claim(trial, done=False)
+
+    def _has_slot(self, number: int) -> bool:
+        trials = self.study.get_trials(deepcopy=False)
+        return sum(not abandoned(other) for other in trials if other.number < number) < self.num_trials
+
+    def _retry_abandoned(self) -> None:
+        """End the trials of dead workers and queue their subnets again."""
+        for trial in self.study.get_trials(deepcopy=False, states=(_state("RUNNING"),)):
+            if self._is_dead(trial):
+                self.give_up(trial)
+
+    def give_up(self, trial: FrozenTrial) -> None:
+        """End a running trial without a result and queue its subnet again, unless it was tried often enough."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        backend = self.storage.backend
+        retries = int(trial.user_attrs.get("retries", 0))
+        last = retries >= self.max_retries
+        try:
+            if last:
+                reason = f"the worker died {retries + 1} times while it evaluated this subnet"
+                backend.set_trial_user_attr(trial._trial_id, "reason", reason)
+            if not backend.set_trial_state_values(trial._trial_id, _state("FAIL")):
+                return
+        except (UpdateFinishedTrialError, RuntimeError):
+            return  # Another worker, or the trial's own, was faster.
+        if not last and trial.params:
+            attributes = {k: v for k, v in trial.user_attrs.items() if k in ("steps", "origin")}
+            attributes |= {"retries": retries + 1, "retry_of": trial.number}
+            self.study.enqueue_trial(dict(trial.params), user_attrs=attributes)
+
+    def _is_dead(self, trial: FrozenTrial) -> bool:
+        signature = trial.user_attrs.get("worker")
+        if signature is None:
+            # Workers sign under the lock, so whoever holds it sees an unsigned trial only of a dead one.
+            return self.storage.locked or self._silent(trial, "unsigned")
+        if signature["name"] == self.worker.name:
+            return False
+        if signature["host"] == self.worker.host:
+            return not is_held(self.worker.directory / f"{signature['name']}.lock")
+        return self._silent(trial, trial.user_attrs.get("alive", 0))
+
+    def _silent(self, trial: FrozenTrial, sign: Any) -> bool:
+        """Whether a sign of life has not changed for the grace period, by this machine's clock alone."""
+        before = self._signs.get(trial.number)
+        if before is None or before[0] != sign:
+            self._signs[trial.number] = (sign, self._clock())
+            return False
+        return self._clock() - before[1] > self.grace_s
+
+
+def _state(name: str) -> Any:
+    from optuna.trial import TrialState
+
+    return TrialState[name]

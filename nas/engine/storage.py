@@ -1,0 +1,222 @@
+"""Where studies are kept: a journal file in the run folder, a database, or a server in front of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas.engine.locks import FileLock
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+_PASSWORD = re.compile(r"(?P<head>[a-zA-Z][a-zA-Z0-9+.-]*://[^/@\s:]*):(?P<password>[^@\s]*)@")
+_FINISHING = 6  # Optuna's journal operation that changes a trial's state.
+
+
+def hide_password(text: str) -> str:
+    """The same text with the password of every URL in it replaced by ``***``."""
+    return _PASSWORD.sub(r"\g<head>:***@", text)
+
+
+class JournalFile:
+    """Optuna's journal in a file: the same lines as its own backend writes, and any Optuna tool reads it.
+
+    It differs in what happens when a process is killed: the lock is the operating system's, so that nobody waits for a
+    dead holder, and a line that was left unfinished is cut off instead of making the file unreadable. The file is
+    flushed to the disk when a trial changes its state, not at each of its forty parameters.
+
+    Args:
+        path: The file; made with its folder where missing.
+
+    Raises:
+        OSError: It cannot be made or read.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._lock = FileLock(self.path.with_name(self.path.name + ".lock"))
+        self._read_to = (0, 0)  # Number of the next line, and where it begins.
+        if not self.path.exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        """Finished lines from the given number on."""
+        first, offset = self._read_to if self._read_to[0] == log_number_from else (0, 0)
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            for number, line in enumerate(file, start=first):
+                if not line.endswith(b"\n"):
+                    return
+                offset += len(line)
+                if number >= log_number_from:
+                    self._read_to = (number + 1, offset)
+                    yield json.loads(line)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write lines at the end, all or none.
+
+        Raises:
+            OSError: The file cannot be written (disk full, read-only); what was there stays readable.
+        """
+        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+        with self._lock:
+            descriptor = os.open(self.path, os.O_RDWR)
+            try:
+                end = _finished_end(descriptor)
+                _write_all(descriptor, text, end)
+                if any(log.get("op_code") == _FINISHING for log in logs):
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def _finished_end(descriptor: int) -> int:
+    """Where the last finished line ends; a dying writer's half line behind it is cut off."""
+    end = os.lseek(descriptor, 0, os.SEEK_END)
+    if end == 0 or os.pread(descriptor, 1, end - 1) == b"\n":
+        return end
+    start = max(0, end - (1 << 20))
+    newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+    whole = start + newline + 1 if newline >= 0 else start
+    os.ftruncate(descriptor, whole)
+    return whole
+
+
+def _write_all(descriptor: int, text: bytes, end: int) -> None:
+    try:
+        written = 0
+        while written < len(text):
+            written += os.pwrite(descriptor, text[written:], end + written)
+    except OSError:
+        os.ftruncate(descriptor, end)
+        raise
+
+
+@dataclass(frozen=True)
+class Storage:
+    """An opened storage and the lock under which workers claim trials.
+
+    Args:
+        backend: Optuna's storage.
+        lock: Makes a context in which no other worker claims; a context that does nothing where there is no such lock.
+        locked: Whether it is a real lock.
+        local: Whether all workers are on this machine (and dead ones are known by their locks).
+        described: How to name it to people, passwords hidden.
+    """
+
+    backend: BaseStorage
+    lock: Any
+    locked: bool
+    local: bool
+    described: str
+
+    def claiming(self) -> AbstractContextManager[object]:
+        """The context in which a worker claims a trial."""
+        context: AbstractContextManager[object] = self.lock()
+        return context
+
+
+class JournalStorage:
+    """The default: one file, for all the workers of one machine.
+
+    Args:
+        path: The journal; relative paths are taken from the run folder.
+    """
+
+    def __init__(self, path: str = "journal.log") -> None:
+        self.path = path
+
+    def open(self, directory: Path) -> Storage:
+        """Open it for a run folder."""
+        from optuna.storages import JournalStorage as OptunaJournal
+
+        path = Path(directory) / self.path
+        # Optuna asks for its own base class by type only in annotations; two methods are the whole protocol.
+        backend = OptunaJournal(JournalFile(path))  # type: ignore[arg-type]
+        claim = path.with_name(path.name + ".claim")
+        return Storage(backend, lambda: FileLock(claim), locked=True, local=True, described=str(path))
+
+
+class DatabaseStorage:
+    """A database that many machines reach, by Optuna's relational storage; PostgreSQL is what it is tested with.
+
+    Args:
+        url: ``postgresql+psycopg://user@host/name``. A password belongs into the environment or a password file
+            (``PGPASSWORD``, ``~/.pgpass``), not here, but is never shown or written where it stands here.
+        url_from: Name of an environment variable that holds the URL, used where ``url`` is empty.
+        pool_size: Connections kept open by one worker.
+
+    Raises:
+        ValueError: There is no URL.
+    """
+
+    def __init__(self, url: str = "", url_from: str = "NAS_STORAGE_URL", pool_size: int = 2) -> None:
+        self._url = url or os.environ.get(url_from, "")
+        self.pool_size = pool_size
+        if "://" not in self._url:
+            raise ValueError(
+                f"storage: give `url` or set the environment variable {url_from}, e.g. "
+                f"postgresql+psycopg://user@host/name; got {hide_password(self._url)!r}."
+            )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(url={hide_password(self._url)!r})"
+
+    def open(self, directory: Path) -> Storage:  # noqa: ARG002 - every storage opens alike
+        """Connect.
+
+        Raises:
+            OSError: The database cannot be reached or its driver is missing; the password is not in the message.
+        """
+        from optuna.storages import RDBStorage
+
+        options: Mapping[str, Any] = {"pool_size": self.pool_size, "pool_pre_ping": True}
+        try:
+            backend = RDBStorage(self._url, engine_kwargs=dict(options))
+        except Exception as error:  # noqa: BLE001
+            # Whatever the driver says may quote the URL.
+            raise OSError(f"storage: cannot open {hide_password(self._url)}: {hide_password(str(error))}") from None
+        locked = self._url.startswith("postgresql")
+        lock = (lambda: _advisory_lock(backend)) if locked else nullcontext
+        return Storage(backend, lock, locked=locked, local=False, described=hide_password(self._url))
+
+
+@contextmanager
+def _advisory_lock(backend: Any) -> Generator[None, None, None]:
+    """PostgreSQL's own lock, held by the connection: it is free again as soon as its holder is gone."""
+    from sqlalchemy import text
+
+    with backend.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("SELECT pg_advisory_lock(748116)"))
+        try:
+            yield
+        finally:
+            connection.execute(text("SELECT pg_advisory_unlock(748116)"))
+
+
+class ProxyStorage:
+    """A server in front of a storage, for thousands of workers: Optuna's gRPC proxy (``pip install grpcio``).
+
+    Args:
+        host: Where the server runs.
+        port: Its port.
+    """
+
+    def __init__(self, host: str = "localhost", port: int = 13000) -> None:
+        self.host = host
+        self.port = port
+
+    def open(self, directory: Path) -> Storage:  # noqa: ARG002 - every storage opens alike
+        """Connect to the server."""
+        from optuna.storages import GrpcStorageProxy
+
+        backend = GrpcStorageProxy(host=self.host, port=self.port)
+        return Storage(backend, nullcontext, locked=False, local=False, described=f"grpc://{self.host}:{self.port}")
