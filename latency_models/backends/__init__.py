@@ -1,0 +1,1 @@
+"""Runtimes behind one method: `compile(model, inputs) -> run`."""

@@ -1,0 +1,53 @@
+"""ONNX graphs as they come: a ``ModelProto``, its bytes or its path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latency_models.backends.base import BackendError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+# protobuf refuses to serialise more; larger graphs keep their weights in a file beside them.
+_LARGEST = 2**31 - 1
+
+
+def load_graph(model: Any) -> ModelProto:
+    """The graph as a ``ModelProto``; one that is given is returned as it is.
+
+    Raises:
+        BackendError: It is not an ONNX graph.
+    """
+    import onnx
+
+    if isinstance(model, onnx.ModelProto):
+        return model
+    try:
+        if isinstance(model, bytes | bytearray | memoryview):
+            return onnx.load_from_string(bytes(model))
+        if isinstance(model, str | Path):
+            return onnx.load(str(model))
+    except OSError as error:
+        raise BackendError(f"ONNX graph: {error.strerror}: {str(model)!r}.") from error
+    except Exception as error:  # protobuf's DecodeError has no public home.
+        raise BackendError(f"ONNX graph: not an ONNX file ({type(error).__name__}).") from error
+    raise BackendError(f"An ONNX graph must be a ModelProto, bytes or a path, but got {type(model).__name__}.")
+
+
+def graph_bytes(model: Any) -> bytes:
+    """The graph serialised, weights included.
+
+    Raises:
+        BackendError: It is not an ONNX graph, or too large for one piece of bytes.
+    """
+    if isinstance(model, bytes):
+        return model
+    graph = load_graph(model)
+    if (size := graph.ByteSize()) > _LARGEST:
+        raise BackendError(
+            f"ONNX graph: must be smaller than 2 GB to be passed in memory, but has {size / 1e9:.1f} GB."
+        )
+    content: bytes = graph.SerializeToString()
+    return content

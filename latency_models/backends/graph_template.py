@@ -1,0 +1,358 @@
+"""Graphs of subnets by editing: the teacher is exported once, and every subnet's graph is cut out of that one.
+
+An export takes seconds, an edit milliseconds: profiling hundreds of subnets must not pay hundreds of exports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latency_models.backends.base import BackendError
+from latency_models.backends.onnx import DEFAULT_OPSET, clean, export_ir, scope_of
+from search_spaces.families import blocks_of, blocks_path, family_of
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+    from torch import Tensor, nn
+
+    from search_spaces.elastic import LinearWeights
+
+
+class GraphTemplateError(BackendError):
+    """The graph of this family cannot be edited; exporting each subnet still works."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    """Where a projection lies in the graph: the nodes that compute it, by the names of their outputs."""
+
+    nodes: tuple[str, ...]
+    source: str
+    result: str
+    weight: str
+
+
+@dataclass(frozen=True)
+class GraphTemplate:
+    """The exported teacher with the places that a subnet changes. Make it with `from_model`; it is never changed.
+
+    Args:
+        model: The exported graph.
+        linears: Where each projection lies, by the module's path in the teacher.
+        boundaries: Names of the values that enter block 0, 1, ... and that leave the last block.
+    """
+
+    model: ir.Model = field(repr=False)
+    linears: Mapping[str, _Linear] = field(repr=False)
+    boundaries: tuple[str, ...]
+
+    @classmethod
+    def from_model(
+        cls,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        output_names: Sequence[str],
+        *,
+        axes: Mapping[str, Mapping[int, str]] | None = None,
+        opset: int = DEFAULT_OPSET,
+    ) -> GraphTemplate:
+        """Export a teacher and find its projections and blocks.
+
+        Args:
+            model: The full `transformers` model, or any module that contains one (pooling, heads around it).
+            inputs: Example tensors by input name.
+            output_names: One name per tensor that the forward pass returns.
+            axes: Dynamic axes by input name; see `latency_models.backends.onnx.export_onnx`.
+            opset: Version of the ONNX operator set.
+
+        Raises:
+            GraphTemplateError: A projection or a block cannot be found in the exported graph.
+            BackendError: torch cannot export the module.
+        """
+        prefix, inner = _transformers_model(model)
+        count = len(blocks_of(inner))
+        marks = [f"block_boundary_{index}" for index in range(count + 1)]
+        program = export_ir(_marked(model, inner), inputs, [*output_names, *marks], axes=axes, opset=opset)
+        values = _values(program)
+        boundaries = tuple(str(_through_identity(output).name) for output in program.graph.outputs[len(output_names) :])
+        del program.graph.outputs[len(output_names) :]
+        paths = _projection_paths(inner)
+        linears = _find_linears(program, {f"model.{prefix}{path}": path for path in paths})
+        clean(program)
+        _remove_unused(program)
+        _forget_shapes(program)
+        _own_tensors(program)
+        if missing := [name for name in boundaries if name not in values]:
+            raise GraphTemplateError(f"graph template: block boundary {missing[0]!r} is not in the graph.")
+        return cls(program, linears, boundaries)
+
+    def edit(
+        self,
+        linear_weights: Mapping[str, LinearWeights],
+        skipped_blocks: Collection[int] = (),
+        *,
+        metadata: Mapping[str, str] | None = None,
+    ) -> onnx.ModelProto:
+        """The graph of a subnet.
+
+        Args:
+            linear_weights: New tensors by the projections' paths in the teacher; others stay as they are.
+            skipped_blocks: Blocks that are left out.
+            metadata: Entries for the graph's own metadata.
+
+        Returns:
+            A new graph with its weights.
+
+        Raises:
+            ValueError: A path or a block is not the teacher's.
+            GraphTemplateError: The graph cannot be rewired as asked.
+        """
+        import onnx_ir as ir
+
+        if unknown := sorted(set(linear_weights) - set(self.linears)):
+            raise ValueError(f"graph template: the teacher has no projection {unknown[0]!r}.")
+        if bad := [index for index in skipped_blocks if not 0 <= index < len(self.boundaries) - 1]:
+            last = len(self.boundaries) - 2
+            raise ValueError(f"graph template: blocks are numbered 0 to {last}, but got {bad[0]}.")
+        model = self.model.clone()
+        values = _values(model)
+        ends = [(str(end.name), end.type, end.shape) for end in model.graph.outputs]
+        for path, weights in linear_weights.items():
+            _replace_linear(model, values, path, self.linears[path], weights)
+        # From the last: a value that leaves a skipped block may itself enter one.
+        for index in sorted(skipped_blocks, reverse=True):
+            _redirect(model, values[self.boundaries[index + 1]], values[self.boundaries[index]])
+        _restore_outputs(model, ends)
+        _remove_unused(model)
+        model.metadata_props.update(metadata or {})
+        proto: onnx.ModelProto = ir.to_proto(model)
+        return proto
+
+    def matmul_nodes(self, blocks: Collection[int], model: onnx.ModelProto) -> list[str]:
+        """Names of the products of the projections of some blocks (teacher's numbers) in an edited graph."""
+        inside = [f"{path}{end}" for path in self.linears for end in ("/", ".0/", ".1/") if _block_of(path) in blocks]
+        return [n.name for n in model.graph.node if n.op_type == "MatMul" and n.name.startswith(tuple(inside))]
+
+
+# -- finding ----------------------------------------------------------------------------------------------------------
+
+
+def _transformers_model(model: nn.Module) -> tuple[str, nn.Module]:
+    """The outermost module of a known family, and its path with a dot behind."""
+    for name, module in model.named_modules():
+        if hasattr(module, "config") and hasattr(module, "base_model_prefix"):
+            return (f"{name}." if name else ""), module
+    raise GraphTemplateError(f"graph template: {type(model).__name__} contains no transformers model.")
+
+
+def _projection_paths(inner: nn.Module) -> list[str]:
+    family, root = family_of(inner), blocks_path(inner)
+    return [f"{root}.{index}.{path}" for index in range(len(blocks_of(inner))) for path in family.projections]
+
+
+def _block_of(path: str) -> int:
+    """The block's number in a projection's path."""
+    return next(int(part) for part in path.split(".") if part.isdigit())
+
+
+def _marked(model: nn.Module, inner: nn.Module) -> nn.Module:
+    """The module with what enters every block, and what leaves the last, as further outputs."""
+    import torch
+    from torch import nn
+
+    class Marked(nn.Module):
+        """Hooks live only during a forward pass, so the wrapped module is left as it was."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, **inputs: Tensor) -> tuple[Tensor, ...]:
+            found: dict[int, Tensor] = {}
+            blocks = list(blocks_of(inner))
+
+            def enters(index: int) -> Any:
+                def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                    found[index] = args[0] if args else kwargs["hidden_states"]
+
+                return hook
+
+            def leaves(_: nn.Module, __: tuple[Any, ...], result: Any) -> None:
+                found[len(blocks)] = result if isinstance(result, torch.Tensor) else result[0]
+
+            handles = [
+                block.register_forward_pre_hook(enters(index), with_kwargs=True) for index, block in enumerate(blocks)
+            ]
+            handles.append(blocks[-1].register_forward_hook(leaves))
+            try:
+                result = self.model(**inputs)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
+            return (*outputs, *(found[index] for index in range(len(blocks) + 1)))
+
+    return Marked()
+
+
+def _values(model: ir.Model) -> dict[str, ir.Value]:
+    """Every value of a graph by name."""
+    graph = model.graph
+    produced = (value for node in graph for value in node.outputs)
+    return {str(value.name): value for value in (*graph.inputs, *graph.initializers.values(), *produced)}
+
+
+def _through_identity(value: ir.Value) -> ir.Value:
+    """The value that a chain of ``Identity`` nodes hands on."""
+    while (node := value.producer()) is not None and node.op_type == "Identity":
+        source = node.inputs[0]
+        assert source is not None
+        value = source
+    return value
+
+
+def _find_linears(model: ir.Model, paths: Mapping[str, str]) -> dict[str, _Linear]:
+    """Where each projection lies: scope in the graph -> path in the teacher, to path -> place."""
+    products: dict[str, list[ir.Node]] = {}
+    for node in model.graph:
+        if node.op_type in ("MatMul", "Gemm") and (scope := scope_of(node)) in paths:
+            products.setdefault(paths[scope], []).append(node)
+            node.name = f"{paths[scope]}/{node.op_type}"
+    found = {}
+    for path in paths.values():
+        nodes = products.get(path, [])
+        if len(nodes) != 1:
+            raise GraphTemplateError(f"graph template: `{path}` must be one product, but the graph has {len(nodes)}.")
+        found[path] = _describe(nodes[0], path)
+    return found
+
+
+def _describe(product: ir.Node, path: str) -> _Linear:
+    """A product and the sum with its bias, which is the product's only user with a constant beside it."""
+    source, weight, result = product.inputs[0], product.inputs[1], product.outputs[0]
+    if source is None or weight is None:
+        raise GraphTemplateError(f"graph template: the product of `{path}` has no weight.")
+    names = [str(result.name)]
+    users = [use.node for use in result.uses()]
+    if product.op_type == "MatMul" and len(users) == 1 and users[0].op_type == "Add":
+        other = [value for value in users[0].inputs if value is not result]
+        if other and other[0] is not None and other[0].is_initializer() and scope_of(users[0]) == scope_of(product):
+            result = users[0].outputs[0]
+            names.append(str(result.name))
+    return _Linear(tuple(names), str(source.name), str(result.name), str(weight.name))
+
+
+# -- editing ----------------------------------------------------------------------------------------------------------
+
+
+def _replace_linear(
+    model: ir.Model, values: Mapping[str, ir.Value], path: str, place: _Linear, weights: LinearWeights
+) -> None:
+    """Put one or two products and the bias in the place of a projection."""
+    import onnx_ir as ir
+
+    source, result = values[place.source], values[place.result]
+    last = result.producer()
+    assert last is not None
+    nodes: list[ir.Node] = []
+    factors = [weights.weight] if weights.down is None else [weights.down, weights.weight]
+    stream = source
+    for index, factor in enumerate(factors):
+        name = path if len(factors) == 1 else f"{path}.{index}"
+        constant = _initializer(model, f"{name}.weight/transposed", _array(factor).T)
+        nodes.append(ir.node("MatMul", [stream, constant], name=f"{name}/MatMul"))
+        stream = _name_result(nodes[-1], f"{name}/product", result)
+    if weights.bias is not None:
+        name = path if len(factors) == 1 else f"{path}.1"
+        constant = _initializer(model, f"{path}.bias/edited", _array(weights.bias))
+        nodes.append(ir.node("Add", [stream, constant], name=f"{name}/Add"))
+        stream = _name_result(nodes[-1], f"{name}/result", result)
+    old = [values[name].producer() for name in place.nodes]
+    model.graph.insert_after(last, nodes)
+    _redirect(model, result, stream)
+    for node in reversed(old):
+        assert node is not None
+        model.graph.remove(node, safe=True)
+
+
+def _name_result(node: ir.Node, name: str, like: ir.Value) -> ir.Value:
+    value = node.outputs[0]
+    value.name, value.type = name, like.type
+    return value
+
+
+def _initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
+    """A new constant of the graph."""
+    import onnx_ir as ir
+
+    array = np.ascontiguousarray(array)
+    value = ir.val(name, const_value=ir.tensor(array, name=name))
+    model.graph.register_initializer(value)
+    return value
+
+
+def _redirect(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
+    """Let everything that read a value read another one; a graph output that was the old becomes the new."""
+    for node, index in list(old.uses()):
+        node.replace_input_with(index, new)
+    for index, output in enumerate(model.graph.outputs):
+        if output is old:
+            model.graph.outputs[index] = new
+
+
+def _restore_outputs(model: ir.Model, ends: Sequence[tuple[str, Any, Any]]) -> None:
+    """Give the outputs their names, types and shapes back where rewiring put other values in their place."""
+    import onnx_ir as ir
+
+    taken = _values(model)
+    for index, (name, kind, shape) in enumerate(ends):
+        output = model.graph.outputs[index]
+        if output.name == name:
+            output.type, output.shape = kind, shape
+            continue
+        if name in taken:
+            taken[name].name = f"{name}/replaced"
+        identity = ir.node("Identity", [output], name=f"{name}/Identity")
+        value = identity.outputs[0]
+        value.name, value.type, value.shape = name, kind, shape
+        model.graph.append(identity)
+        model.graph.outputs[index] = value
+
+
+def _remove_unused(model: ir.Model) -> None:
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    RemoveUnusedNodesPass()(model)
+
+
+def _forget_shapes(model: ir.Model) -> None:
+    """Drop the shapes between inputs and outputs: they are the teacher's."""
+    ends = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
+    for node in model.graph:
+        for value in node.outputs:
+            if id(value) not in ends:
+                value.shape = None
+
+
+def _own_tensors(model: ir.Model) -> None:
+    """Copy the weights, which the exporter shares with the module: training it on must not change the template.
+
+    Their names lose the path of the module that was wrapped around the model to mark its blocks.
+    """
+    import onnx_ir as ir
+
+    for value in list(model.graph.initializers.values()):
+        value.name = str(value.name).removeprefix("model.")
+        if value.const_value is not None:
+            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.detach().cpu().numpy()
+    return array
