@@ -95,11 +95,6 @@ class Measurement:
         return float(np.median(np.divide(self.samples, self.reference))) * self.reference_level
 
 
-def median_interval(self, values: Sequence[float]) -> tuple[float, float]:
-    """Order-statistic confidence interval of the median; infinitely wide when there are too few values."""
-    return median_interval(values, self.confidence)
-
-
 def median_interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
     """Distribution-free confidence interval of a median by the sign test.
 

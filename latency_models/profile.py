@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latency_models.profile_lines import Header, Problem, ProfileError, Row, decode, read_row, row_data
 from latency_models.measurement import Measurement
+from latency_models.profile_lines import Header, Problem, ProfileError, Row, decode, read_row, row_data
 from search_spaces.canonical import canonical
 from search_spaces.subnet import SubnetConfig
 

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from latency_models.backends.base import Run
-from latency_models.measurement import Measurement, median_interval
+from latency_models.measurement import Measurement
+from latency_models.session import Clock, Compile, LocalSession, Session, Settings
 
 __all__ = ["Measurement", "Profiler", "Progress"]
 
 Key = TypeVar("Key", bound=Hashable)
+# Candidates done, candidates in all and seconds left; the last two may be unknown.
 Progress = Callable[[int, int | None, float | None], None]
 
 
-@dataclass(slots=True)
-class _Visits:
-    """One model's samples of a chunk: visits to it, each of a few runs in a row."""
-
-    run: Run
-    samples: list[list[float]] = field(default_factory=list)
-    times: list[list[float]] = field(default_factory=list)
-    order: list[list[int]] = field(default_factory=list)
-    spent: float = 0.0
-
-
-class Profiler(Generic[Key]):
+class Profiler:
     """Measures latencies of many models in one session.
 
     Candidates are compiled a chunk at a time, so that memory stays bounded. Within a chunk, the visits to each are
@@ -52,9 +37,13 @@ class Profiler(Generic[Key]):
         reference_every: Visits to candidates between two visits to the reference.
         drift_threshold: Share by which the reference may be off before a candidate is measured again.
         retries: How often a candidate is measured again.
+        isolate: Measure in a process of its own; candidates must then be picklable.
         seed: Of the random order.
-        clock: Gives seconds; tests pass their own.
-        wall_clock: Gives seconds since the epoch.
+        clock: Gives seconds; tests pass their own. Not used inside an isolated process.
+        wall_clock: Gives seconds since the epoch; likewise.
+
+    Raises:
+        ValueError: A setting breaks its rule.
     """
 
     def __init__(
@@ -70,35 +59,43 @@ class Profiler(Generic[Key]):
         reference_every: int = 4,
         drift_threshold: float = 0.03,
         retries: int = 1,
+        isolate: bool = False,
         seed: int = 0,
-        clock: Callable[[], float] = time.perf_counter,
-        wall_clock: Callable[[], float] = time.time,
+        clock: Clock = time.perf_counter,
+        wall_clock: Clock = time.time,
     ) -> None:
-        for name, value in (("burst", burst), ("min_visits", min_visits), ("chunk_size", chunk_size)):
-            if value < 1:
-                raise ValueError(f"profiler: `{name}` must be >= 1, but got {value}.")
-        if reference_every < 1 or retries < 0:
-            raise ValueError("profiler: `reference_every` must be >= 1 and `retries` >= 0.")
-        if not 0 < target < 1 or not 0 < confidence < 1 or drift_threshold <= 0:
-            raise ValueError("profiler: `target`, `confidence` and `drift_threshold` must be shares between 0 and 1.")
-        self.warmup_seconds = warmup_seconds
-        self.burst = burst
-        self.min_visits = min_visits
-        self.target = target
-        self.confidence = confidence
-        self.max_seconds = max_seconds
+        counts = {
+            "burst": burst,
+            "min_visits": min_visits,
+            "chunk_size": chunk_size,
+            "reference_every": reference_every,
+        }
+        for name, count in counts.items():
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"profiler: `{name}` must be a whole number >= 1, but got {count!r}.")
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            raise ValueError(f"profiler: `retries` must be a whole number >= 0, but got {retries!r}.")
+        shares = {"target": target, "confidence": confidence, "drift_threshold": drift_threshold}
+        for name, share in shares.items():
+            if not 0 < share < 1:
+                raise ValueError(f"profiler: `{name}` must be a share between 0 and 1, but got {share!r}.")
+        for name, seconds in {"warmup_seconds": warmup_seconds, "max_seconds": max_seconds}.items():
+            if not seconds >= 0:
+                raise ValueError(f"profiler: `{name}` must be >= 0, but got {seconds!r}.")
+        self.settings = Settings(
+            warmup_seconds, burst, min_visits, target, confidence, max_seconds, reference_every, seed
+        )
         self.chunk_size = chunk_size
-        self.reference_every = reference_every
         self.drift_threshold = drift_threshold
         self.retries = retries
-        self.seed = seed
+        self.isolate = isolate
         self._clock = clock
         self._wall_clock = wall_clock
 
     def measure(
         self,
-        candidates: Iterable[tuple[Key, Callable[[], Run]]],
-        reference: Run | None = None,
+        candidates: Iterable[tuple[Key, Compile]],
+        reference: Compile | None = None,
         *,
         reference_level: float | None = None,
         budget_seconds: float | None = None,
@@ -108,142 +105,58 @@ class Profiler(Generic[Key]):
 
         Args:
             candidates: Keys with what compiles them; read lazily, a chunk at a time.
-            reference: The reference model, compiled. Without one there is no drift.
+            reference: Compiles the reference model. Without one there is no drift.
             reference_level: What it usually takes in milliseconds, from earlier sessions; found out when None.
             budget_seconds: No chunk begins after so many seconds.
-            progress: Called with (done, total or None, seconds left or None).
+            progress: Called after each chunk with (done, total or None, seconds left or None).
 
         Yields:
-            Keys with their measurements. A key comes again when it was measured again; the later one counts.
+            Keys with their measurements. A key comes again when it was measured again; of the two, the one with less
+            drift counts.
+
+        Raises:
+            BackendError: A model cannot be compiled or run.
         """
-        session = _Session(self, reference, reference_level, self._clock, self._wall_clock)
+        started = self._clock()
+        session = self._session(reference, reference_level)
         total = len(candidates) if isinstance(candidates, Sequence) else None
-        started, done = self._clock(), 0
-        again: list[tuple[Key, Callable[[], Run]]] = []
-        for attempt in range(self.retries + 1):
-            source = iter(candidates if attempt == 0 else again)
-            again = []
-            while chunk := list(islice(source, self.chunk_size)):
-                if budget_seconds is not None and self._clock() - started >= budget_seconds:
-                    return
-                for (key, compile_run), measurement in session.chunk(chunk):
-                    yield key, measurement
-                    if abs(measurement.drift or 0.0) > self.drift_threshold:
-                        again.append((key, compile_run))
-                if attempt == 0:
-                    done += len(chunk)
-                if progress is not None:
-                    progress(done, total, _seconds_left(self._clock() - started, done, total, budget_seconds))
-            if not again:
-                return
-
-    class _Session(Generic[Key]):
-    """One call of `Profiler.measure`: the order of samples and the reference's history."""
-
-    def __init__(
-        self,
-        profiler: Profiler[Key],
-        reference: Run | None,
-        level: float | None,
-        clock: Callable[[], float],
-        wall_clock: Callable[[], float],
-    ) -> None:
-        self._profiler = profiler
-        self._level = level
-        self._clock = clock
-        self._wall_clock = wall_clock
-        self._generator = np.random.default_rng(profiler.seed)
-        self._order = 0
-        self._reference = None if reference is None else _Visits(reference)
-
-    def chunk(
-        self, chunk: Sequence[tuple[Key, Callable[[], Run]]]
-    ) -> list[tuple[tuple[Key, Callable[[], Run]], Measurement]]:
-        """Compile, warm up and measure a chunk; see `Profiler`."""
-        visits = [_Visits(compile_run()) for _, compile_run in chunk]
-        for each in (*visits, *((self._reference,) if self._reference else ())):
-            self._warm_up(each.run)
-        active = list(visits)
-        self._visit_reference()
-        while active:
-            since = 0
-            for index in self._generator.permutation(len(active)):
-                if since == self._profiler.reference_every:
-                    self._visit_reference()
-                    since = 0
-                self._visit(active[index])
-                since += 1
-            self._visit_reference()
-            active = [each for each in active if not self._done(each)]
-        return [(pair, self._measurement(each)) for pair, each in zip(chunk, visits, strict=True)]
-
-    def _warm_up(self, run: Run) -> None:
-        end = self._clock() + self._profiler.warmup_seconds
-        run()
-        while self._clock() < end:
-            run()
-
-    def _visit_reference(self) -> None:
-        if self._reference is not None:
-            self._visit(self._reference)
-
-    def _visit(self, visits: _Visits) -> None:
-        """One run that brings the model's weights back into the caches, then the timed ones."""
-        run, clock = visits.run, self._clock
-        samples, times, order = [], [], []
-        collecting = gc.isenabled()
-        gc.disable()
+        done = 0
+        again: list[tuple[Key, Compile]] = []
         try:
-            entered = clock()
-            run()
-            for _ in range(self._profiler.burst):
-                times.append(self._wall_clock())
-                begin = clock()
-                run()
-                samples.append((clock() - begin) * 1e3)
-                order.append(self._order)
-                self._order += 1
-            visits.spent += clock() - entered
+            for attempt in range(self.retries + 1):
+                source = iter(again if attempt else candidates)
+                again = []
+                while not _spent(self._clock() - started, budget_seconds) and (
+                    chunk := list(islice(source, self.chunk_size))
+                ):
+                    measurements = session.chunk([compile_run for _, compile_run in chunk])
+                    for pair, measurement in zip(chunk, measurements, strict=True):
+                        yield pair[0], measurement
+                        if self.drifted(measurement):
+                            again.append(pair)
+                    done += 0 if attempt else len(chunk)
+                    if progress is not None:
+                        left = _seconds_left(self._clock() - started, done, total, budget_seconds)
+                        progress(done, total, left)
+                if not again:
+                    return
         finally:
-            if collecting:
-                gc.enable()
-        visits.samples.append(samples)
-        visits.times.append(times)
-        visits.order.append(order)
+            session.close()
 
-    def _done(self, visits: _Visits) -> bool:
-        """Whether the median is known well enough. Samples of one visit are not independent, so visits count."""
-        if len(visits.samples) < self._profiler.min_visits:
-            return False
-        if visits.spent >= self._profiler.max_seconds:
-            return True
-        medians = [float(np.median(samples)) for samples in visits.samples]
-        low, high = median_interval(medians, self._profiler.confidence)
-        return (high - low) / 2 <= self._profiler.target * float(np.median(medians))
+    def drifted(self, measurement: Measurement) -> bool:
+        """Whether the machine was off its usual level while the measurement was taken."""
+        return abs(measurement.drift or 0.0) > self.drift_threshold
 
-    def _measurement(self, visits: _Visits) -> Measurement:
-        order = [place for visit in visits.order for place in visit]
-        return Measurement(
-            samples=tuple(sample for visit in visits.samples for sample in visit),
-            times=tuple(time for visit in visits.times for time in visit),
-            order=tuple(order),
-            reference=tuple(self._reference_at(np.array(order, dtype=np.float64)).tolist()),
-            reference_level=self._usual_level(),
-        )
+    def _session(self, reference: Compile | None, level: float | None) -> Session:
+        if not self.isolate:
+            return LocalSession(self.settings, reference, level, clock=self._clock, wall_clock=self._wall_clock)
+        from latency_models.isolation import RemoteSession
 
-    def _reference_at(self, order: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What the reference took at places in the order: medians of its visits, interpolated."""
-        if self._reference is None:
-            return np.zeros(0)
-        places = [float(np.mean(visit)) for visit in self._reference.order]
-        medians = [float(np.median(visit)) for visit in self._reference.samples]
-        return np.interp(order, places, medians)
+        return RemoteSession(self.settings, reference, level)
 
-    def _usual_level(self) -> float | None:
-        """The given level, or the median over all visits so far."""
-        if self._reference is None or self._level is not None:
-            return self._level
-        return float(np.median([np.median(visit) for visit in self._reference.samples]))
+
+def _spent(elapsed: float, budget: float | None) -> bool:
+    return budget is not None and elapsed >= budget
 
 
 def _seconds_left(elapsed: float, done: int, total: int | None, budget: float | None) -> float | None:

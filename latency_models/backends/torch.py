@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -55,10 +56,12 @@ class TorchBackend:
         function: Callable[..., Any] = module
         if device.options.get("compile", False):
             mode = device.options.get("mode")
-            function = torch.compile(_own_frame(module), dynamic=False, mode=None if mode is None else str(mode))
+            with _quiet_compiler():
+                function = torch.compile(_own_frame(module), dynamic=False, mode=None if mode is None else str(mode))
         run = _TorchRun(function, bound, device)
         try:
-            run()
+            with _quiet_compiler():
+                run()
         except TypeError as error:
             raise BackendError(f"device {device.name!r}: the model refuses its inputs ({error}).") from error
         return run
@@ -100,6 +103,16 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _quiet_compiler() -> Iterator[None]:
+    """torch's compiler, which is imported and run lazily, warns of its own deprecated parts."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\..*")
+        yield
 
 
 def _converted(model: nn.Module, device: Device) -> nn.Module:
