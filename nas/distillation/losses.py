@@ -65,7 +65,7 @@ class Distiller:
     @classmethod
     def default(cls, task: Task) -> Distiller:
         """Weights that measured best for the task's kind; see `conf/distiller/`."""
-        return cls(embedding=1.0, similarity=1.0, hidden=1.0) if task.kind == "sentence_embedding" else cls(logits=1.0)
+        return cls(embedding=1.0, hidden=1.0) if task.kind == "sentence_embedding" else cls(logits=1.0)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -56,8 +56,8 @@ def read_file(file: Path, encoding: str = "utf-8") -> pd.DataFrame:
         # Only an empty cell is missing: a review may well say "null", and a label may be called "NA".
         ".csv": lambda text: pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""]),
         ".tsv": lambda text: pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""], sep="\t"),
-        ".jsonl": lambda text: pd.read_json(io.StringIO(text), lines=True, dtype=False, convert_dates=False),
-        ".json": lambda text: pd.read_json(io.StringIO(text), dtype=False, convert_dates=False),
+        ".jsonl": lambda text: pd.read_json(io.StringIO(text), lines=True, dtype=False),
+        ".json": lambda text: pd.read_json(io.StringIO(text), dtype=False),
         ".txt": lambda text: pd.DataFrame({"text": text.splitlines()}),
     }
     try:

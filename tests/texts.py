@@ -1,0 +1,56 @@
+"""A small text model on disk: random BERT, word tokenizer, and texts made of its words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from tests.models import tiny_bert
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WORDS = tuple(f"w{index}" for index in range(97 - len(SPECIAL)))
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer with as many entries as `tiny_bert` has embeddings."""
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate((*SPECIAL, *WORDS))}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=32,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def tiny_model_folder(folder: Path, labels: int = 0, **changes: Any) -> str:
+    """Save a random model with its tokenizer as `transformers` does; the folder's path."""
+    tiny_bert(labels=labels, **changes).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    """Different random sentences of 3 to 12 words."""
+    generator = np.random.default_rng(seed)
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[" ".join(generator.choice(WORDS, generator.integers(3, 13)))] = None
+    return list(found)
+
+
+def write_lines(file: Path, lines: list[str]) -> str:
+    """A text file with one text a line; its path."""
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(file)
