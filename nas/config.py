@@ -20,6 +20,10 @@ TYPES: dict[str, str] = {
     "TextData": "nas.tasks.data",
     "Distiller": "nas.distillation.losses",
     "TrainSettings": "nas.distillation.train",
+    "Objectives": "nas.engine.limits",
+    "JournalStorage": "nas.engine.storage",
+    "DatabaseStorage": "nas.engine.storage",
+    "ProxyStorage": "nas.engine.storage",
 }
 # Whole modules of which every class with this suffix may be named.
 OPEN_MODULES: tuple[tuple[str, str], ...] = (("optuna.samplers", "Sampler"), ("optuna.pruners", "Pruner"))

@@ -1,0 +1,216 @@
+"""The commands: one function each, from a resolved configuration to an exit without error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas.workbench import Workbench
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from nas.reports.data import Report
+
+
+def devices(config: DictConfig) -> None:
+    """List the devices of this machine, each with a short check."""
+    from latency_models.finder import find_devices
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("device", "backend", "state", "check", "fingerprint", title="Devices")
+    for found in find_devices(check=bool(config["check"])):
+        table.add_row(*found.row())
+    Console().print(table)
+
+
+def profile(config: DictConfig) -> None:
+    """Measure subnets on the device, fit its predictor, and print the scorecard."""
+    from nas.measuring import DeviceBench
+
+    bench = Workbench(plain(config))
+    fitted = DeviceBench(bench).fitted
+    if not fitted.scores:
+        bench.say("No scorecard: raise `profile.held_out` to judge the predictor on fresh subnets.")
+    _print_scores(fitted)
+
+
+def calibrate(config: DictConfig) -> None:
+    """Prepare the compensated variants of a teacher."""
+    bench = Workbench(plain(config))
+    library = bench.library
+    print(f"{bench.library_path}  {library.megabytes:.0f} MB")
+
+
+def train(config: DictConfig) -> None:
+    """Train the supernet's smaller levels against the teacher, which stays as it is."""
+    from nas.distillation.supernet import train_supernet
+
+    bench = Workbench(plain(config))
+    settings = bench.config["train"]
+    with bench.progress("Training the supernet", int(settings["steps"])) as bar:
+        trained = train_supernet(bench.supernet, bench.library, bench.evaluator, settings, bench.seed, bar)
+    path = bench.library_path.with_suffix(".trained.safetensors")
+    trained.library.save(path)
+    print(f"{path}\n{bench.task.quality} of the uniform subnet: {trained.before:.4f} -> {trained.after:.4f}")
+    print("Use it with calibrate.use_trained=true.")
+
+
+def search(config: DictConfig) -> None:
+    """Search, export the best subnets, measure them and report: does whatever is missing."""
+    from nas.engine.storage import hide_password
+    from nas.finishing import Finish
+    from nas.measuring import DeviceBench
+    from nas.searching import SearchBench
+    from nas.smoke import make_smoke_assets
+
+    bench = Workbench(plain(config))
+    if bench.config["study"] == "smoke":
+        make_smoke_assets(bench.root / "smoke")
+    stages = SearchBench(bench, DeviceBench(bench))
+    stages.directory.mkdir(parents=True, exist_ok=True)
+    found = stages.run()
+    text = hide_password(json.dumps(bench.config, indent=1, sort_keys=True))
+    (stages.directory / "config.json").write_text(text + "\n", encoding="utf-8")
+    report_data = Finish(stages).run(found)
+    _write(report_data, stages.directory)
+
+
+def export(config: DictConfig) -> None:
+    """Export a study's subnet again, by name, without searching."""
+    from nas.engine.candidates import pick, shown
+    from nas.export.export import export_candidate
+    from nas.measuring import DeviceBench
+    from nas.searching import SearchBench
+
+    bench = Workbench(_with_study(plain(config)))
+    stages = SearchBench(bench, DeviceBench(bench))
+    found = stages.stored()
+    under = bench.config["under"] or None
+    candidate = pick(shown(found.front, stages.objectives, len(found.front)), stages.objectives, config["pick"], under)
+    name = f"{bench.config['study']}-{config['pick']}"
+    directory = Path(config["directory"] or stages.directory / "models" / name)
+    steps = int(bench.config["finalists"]["steps"]) if bench.config["distil"] else 0
+    if steps:
+        with bench.progress(f"Distilling {name}", steps) as bar:
+            model = bench.evaluator.distil(candidate.subnet, steps=steps, seed=bench.seed, progress=bar)
+    else:
+        model = bench.supernet.extract(candidate.subnet)
+    exported = export_candidate(
+        model,
+        candidate.subnet,
+        bench.space.shape,
+        bench.task,
+        directory,
+        name=name,
+        teacher=str(bench.config["model"]["path"]),
+        metrics={"fp32": bench.evaluator.score(model, "test")},
+        precisions=tuple(bench.config["precision"]),
+    )
+    print(exported.directory)
+
+
+def evaluate(config: DictConfig) -> None:
+    """Judge a model folder or an ONNX file against its teacher."""
+    from nas.distillation.teacher import TeacherOutputs
+    from nas.evaluation.evaluate import evaluate_model, evaluate_run, onnx_run
+
+    bench = Workbench(plain(config))
+    candidate = Path(bench.config["candidate"] or bench.config["model"]["path"])
+    teacher = TeacherOutputs(bench.task, (), str(bench.cache), model=bench.teacher)
+    split = bench.config["split"]
+    if candidate.suffix == ".onnx":
+        if not candidate.is_file():
+            raise FileNotFoundError(f"`candidate` must be a folder or an .onnx file, but {candidate} is not there.")
+        run = onnx_run(str(candidate), bench.task)
+        metrics = evaluate_run(run, bench.task, teacher, split, batch_size=1)
+    else:
+        metrics = evaluate_model(_load_candidate(candidate, bench), bench.task, teacher, split)
+    print(json.dumps({"model": str(candidate), "split": split, **metrics}, indent=2))
+
+
+def report(config: DictConfig) -> None:
+    """Draw a study's report again from what the search stored."""
+    from nas.reports.data import Report
+    from nas.searching import study_directory
+
+    directory = study_directory(Workbench(plain(config)))
+    path = directory / "report.json"
+    if not path.is_file():
+        raise FileNotFoundError(_no_study(directory))
+    _write(Report.load(path), directory)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain data.
+
+    Raises:
+        omegaconf.errors.MissingMandatoryValue: A value that must be given is not.
+    """
+    from omegaconf import OmegaConf
+
+    data = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(data, dict)
+    return {str(key): value for key, value in data.items()}
+
+
+def _with_study(config: dict[str, Any]) -> dict[str, Any]:
+    """A study's own configuration, with the few options that exporting it has."""
+    from nas.searching import study_directory
+
+    directory = study_directory(Workbench(config))
+    path = directory / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(_no_study(directory))
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    own = ("root", "study", "progress", "torch_threads", "pick", "under", "directory", "precision", "distil")
+    return {**stored, **{key: config[key] for key in own}}
+
+
+def _no_study(directory: Path) -> str:
+    there = sorted(path.parent.name for path in directory.parent.glob("*/config.json"))
+    return (
+        f"`study` must be one of {', '.join(there) or '(none yet)'} below {directory.parent}, not {directory.name!r}."
+    )
+
+
+def _load_candidate(path: Path, bench: Workbench) -> Any:
+    from search_spaces.checkpoint import SUBNET_FILE, load_subnet
+
+    if (path / SUBNET_FILE).is_file():
+        return load_subnet(path)
+    task = bench.task
+    return type(task).load_model(task) if path == Path(task.model) else _load_plain(path, bench)  # type: ignore[attr-defined]
+
+
+def _load_plain(path: Path, bench: Workbench) -> Any:
+    from dataclasses import replace
+
+    return replace(bench.task, model=str(path)).load_model()  # type: ignore[type-var]
+
+
+def _write(data: Report, directory: Path) -> None:
+    from nas.reports.report import write_report
+    from nas.reports.tables import print_table
+
+    files = write_report(data, directory)
+    print_table(data, sys.stdout)
+    for command in data.commands:
+        print(f"{command.purpose}:\n  {command.text}")
+    print(f"Models: {directory / 'models'}\nReport: {files.html}")
+
+
+def _print_scores(fitted: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not fitted.scores:
+        return
+    names = list(dict.fromkeys(name for score in fitted.scores for name in score.scores))
+    table = Table("predictor", "n", *names, title=f"Fitted to {fitted.rows} subnets; judged on fresh ones")
+    for score in fitted.scores:
+        table.add_row(score.predictor, str(score.n), *(f"{score.scores.get(n, float('nan')):.3g}" for n in names))
+    Console().print(table)

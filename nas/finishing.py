@@ -1,0 +1,251 @@
+"""Finalists: extract, distil, export, verify, measure beside the teacher, and report."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas.engine.candidates import Candidate, shown
+from nas.reports.data import (
+    ExploredTrial,
+    Interval,
+    LoadCommand,
+    MeasuredLatency,
+    ModelRow,
+    Report,
+)
+from nas.searching import Found, SearchBench
+from nas.workbench import median_ratio
+from search_spaces.cost import cost
+from search_spaces.subnet import SubnetConfig
+
+if TYPE_CHECKING:
+    from latency_models.measurement import Measurement
+
+PRECISIONS = ("fp32", "int8")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model on its way into the report.
+
+    Args:
+        name: What people call it.
+        role: ``teacher`` or ``front``.
+        subnet: Its architecture.
+        directory: Folder with its graphs.
+        graphs: Precision -> ONNX file.
+        predicted: Predicted latency, or None.
+        metrics: Precision -> metrics on the test split.
+    """
+
+    name: str
+    role: Any
+    subnet: SubnetConfig
+    directory: Path
+    graphs: dict[str, Path]
+    predicted: Interval | None
+    metrics: dict[str, dict[str, float]]
+
+
+class Finish:
+    """Turns a front into exported, measured models and a report.
+
+    Args:
+        search: The finished search's stages.
+    """
+
+    def __init__(self, search: SearchBench) -> None:
+        self.search = search
+        self.bench = search.bench
+        self.device = search.device
+        self.settings = self.bench.config["finalists"]
+        self.models = search.directory / "models"
+
+    def run(self, found: Found) -> Report:
+        """Export and measure the front's members, then write the report."""
+        chosen = shown(found.front, self.search.objectives, int(self.settings["count"]))
+        distilled = self._distilled(chosen)
+        members = [self._teacher()]
+        with self.bench.stage("finalists"), self.bench.progress("Exporting and verifying", len(chosen)) as bar:
+            for index, candidate in enumerate(chosen):
+                members.append(self._member(index, candidate, distilled=candidate.number in distilled))
+                bar.advance(text=members[-1].name)
+        rows = self._measure(members)
+        report = self._report(found, rows)
+        return report
+
+    def _distilled(self, chosen: Sequence[Candidate]) -> set[int]:
+        """Numbers of the members that are distilled: the fastest ones but the very fastest, which gain the most."""
+        count = int(self.settings["distil"])
+        if not count or not int(self.settings["steps"]):
+            return set()
+        inner = list(chosen[1 : count + 1]) if len(chosen) > count else list(chosen[:count])
+        return {candidate.number for candidate in inner}
+
+    # -- models -----------------------------------------------------------------------------------------------------
+
+    def _teacher(self) -> Member:
+        """The teacher's own graphs, for the comparison."""
+        from nas.export.export import write_graphs
+
+        directory = self.models / "teacher"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        with self.bench.stage("export teacher"):
+            write_graphs(self.bench.teacher, self.bench.task, directory, PRECISIONS, self._teacher_graph())
+        subnet = self.bench.space.teacher
+        return self._described("teacher", "teacher", subnet, directory, None, self.bench.teacher)
+
+    def _teacher_graph(self) -> Any:
+        return self.device.graph(self.bench.space.teacher)
+
+    def _member(self, index: int, candidate: Candidate, *, distilled: bool) -> Member:
+        from nas.export.export import export_candidate
+
+        bench, subnet = self.bench, candidate.subnet
+        name = f"{bench.config['study']}-{index + 1}" + ("-distilled" if distilled else "")
+        if distilled:
+            steps = int(self.settings["steps"])
+            with bench.progress(f"Distilling {name}", steps) as bar:
+                model = bench.evaluator.distil(subnet, steps=steps, seed=bench.seed, progress=bar)
+            graph = None
+        else:
+            model, graph = bench.supernet.extract(subnet), self.device.graph(subnet)
+        directory = self.models / name
+        export_candidate(
+            model,
+            subnet,
+            bench.space.shape,
+            bench.task,
+            directory,
+            name=name,
+            teacher=str(bench.config["model"]["path"]),
+            precisions=PRECISIONS,
+            graph=graph,
+        )
+        predicted = candidate.predicted.get("latency_ms")
+        interval = Interval(*predicted) if predicted else None
+        return self._described(name, "front", subnet, directory, interval, model)
+
+    def _described(
+        self, name: str, role: str, subnet: SubnetConfig, directory: Path, predicted: Interval | None, model: Any
+    ) -> Member:
+        """Quality on texts that neither calibration nor search saw, of the model and of its int8 graph."""
+        from nas.evaluation.evaluate import evaluate_run, onnx_run
+        from nas.export.verify import GRAPHS
+
+        bench, graphs = self.bench, {precision: directory / GRAPHS[precision] for precision in PRECISIONS}
+        evaluator = bench.evaluator
+        metrics = {"fp32": evaluator.score(model, "test")}
+        threads = bench.device.threads
+        run = onnx_run(str(graphs["int8"]), bench.task, threads)
+        # Dynamic quantisation scales activations over the whole batch, so it is judged one text at a time, as deployed.
+        metrics["int8"] = evaluate_run(run, bench.task, evaluator.teacher, "test", batch_size=1)
+        return Member(name, role, subnet, directory, graphs, predicted, metrics)
+
+    # -- latency ----------------------------------------------------------------------------------------------------
+
+    def _measure(self, members: Sequence[Member]) -> list[ModelRow]:
+        """Every graph on the device, interleaved with the fp32 teacher, and the int8 ones with the int8 teacher."""
+        from latency_models.backends.base import make_backend
+        from latency_models.profiler import Profiler
+
+        bench = self.bench
+        # The graphs carry their precision; a runtime that takes modules is compared through ONNX Runtime.
+        device = replace(bench.device, precision="fp32")
+        if self.device.takes_module:
+            device = replace(device, backend="onnxruntime", options={})
+        backend = make_backend(device)
+
+        def compiler(path: Path) -> Callable[[], Any]:
+            return lambda: backend.compile(str(path), self.device.inputs)
+
+        profiler = Profiler(**self.settings["protocol"], seed=bench.seed)
+        keys = [(member, precision) for member in members for precision in PRECISIONS]
+        found: dict[tuple[str, str], Measurement] = {}
+        against_int8: dict[str, Measurement] = {}
+        teacher = members[0].graphs
+        with bench.stage("measure finalists"), bench.progress("Measuring", len(keys) + len(members)) as bar:
+            every = [((m.name, p), compiler(m.graphs[p])) for m, p in keys]
+            for key, measurement in profiler.measure(every, compiler(teacher["fp32"])):
+                if key not in found:
+                    bar.advance(text=f"{key[0]} {key[1]}")
+                found[key] = measurement
+            quantised = [(m.name, compiler(m.graphs["int8"])) for m in members]
+            for name, measurement in profiler.measure(quantised, compiler(teacher["int8"])):
+                if name not in against_int8:
+                    bar.advance(text=f"{name} against the int8 teacher")
+                against_int8[name] = measurement
+        return [self._row(m, p, found[m.name, p], against_int8.get(m.name) if p == "int8" else None) for m, p in keys]
+
+    def _row(self, member: Member, precision: str, measured: Measurement, int8: Measurement | None) -> ModelRow:
+        costs = cost(self.bench.space.shape, member.subnet, self.bench.workload)
+        # The prediction is of the device's own precision.
+        predicted = member.predicted if precision == self.bench.device.precision else None
+        return ModelRow(
+            name=member.name,
+            role=member.role,
+            subnet=member.subnet,
+            parameters=int(costs.parameters),
+            macs=int(costs.macs),
+            metrics=member.metrics[precision],
+            precision=precision,
+            predicted_ms=predicted,
+            measured=MeasuredLatency(measured.p50, measured.minimum, measured.p90, measured.n),
+            speedup_fp32=_speedup(measured, self.bench.seed),
+            speedup_int8=None if int8 is None else _speedup(int8, self.bench.seed),
+            size_mb=member.graphs[precision].stat().st_size / 1e6,
+            directory=str(member.directory),
+        )
+
+    # -- report -----------------------------------------------------------------------------------------------------
+
+    def _report(self, found: Found, rows: Sequence[ModelRow]) -> Report:
+        bench, search = self.bench, self.search
+        fitted = self.device.fitted if "latency_ms" in search.costs.names else None
+        quality = bench.task.quality
+        limit = next((limit.bound for limit in search.limits if limit.name == "latency_ms"), None)
+        explored = tuple(
+            ExploredTrial(c.number_of("latency_ms"), c.number_of(quality), c.feasible)
+            for c in found.candidates
+            if "latency_ms" in c.predicted and quality in c.metrics
+        )
+        best = next((row for row in rows if row.role == "front"), rows[0])
+        load = (
+            f'python -c "from search_spaces.checkpoint import load_subnet; from pathlib import Path; '
+            f"print(load_subnet(Path('{best.directory}')))\""
+        )
+        return Report(
+            study=str(bench.config["study"]),
+            created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            teacher=str(bench.config["model"]["path"]),
+            task=f"{bench.task.kind}, {bench.task.samples.size('test')} texts that neither calibration nor search saw",
+            quality=quality,
+            device=bench.device.fingerprint(),
+            workload=bench.workload,
+            teacher_subnet=bench.space.teacher,
+            budget_ms=limit,
+            confidence=search.objectives.confidence,
+            models=tuple(rows),
+            explored=explored,
+            checks=fitted.checks if fitted else (),
+            scorecard=fitted.scores if fitted else (),
+            sensitivity=search.sensitivity_table(),
+            stages=tuple(bench.timings),
+            commands=(
+                LoadCommand("Load a found model in Python", load),
+                LoadCommand("Export the best compromise again", f"nas export study={bench.config['study']} pick=knee"),
+            ),
+            notes=tuple(bench.notes),
+        )
+
+
+def _speedup(measured: Measurement, seed: int) -> Interval | None:
+    if not measured.reference:
+        return None
+    return Interval(*median_ratio(list(measured.reference), list(measured.samples), seed))

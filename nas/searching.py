@@ -1,0 +1,250 @@
+"""The search stage: costs and limits, warm start, the study, its front."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nas.config import build
+from nas.engine.errors import InfeasibleError
+from nas.measuring import DeviceBench
+from nas.reports.data import Sensitivity as SensitivityTable
+from nas.workbench import Workbench
+
+if TYPE_CHECKING:
+    from nas.engine.allocate import WarmStart
+    from nas.engine.cache import EvaluationCache
+    from nas.engine.candidates import Candidate
+    from nas.engine.costs import SubnetCosts
+    from nas.engine.limits import Limit, Objectives
+    from nas.engine.sensitivity import Sensitivity
+    from search_spaces.subnet import SubnetConfig
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search has found: all candidates and the Pareto front."""
+
+    candidates: list[Candidate]
+    front: list[Candidate]
+
+
+class SearchBench:
+    """Everything that a search needs of a workbench.
+
+    Args:
+        bench: The configuration's stages.
+        device: Its device's.
+    """
+
+    def __init__(self, bench: Workbench, device: DeviceBench) -> None:
+        self.bench = bench
+        self.device = device
+        self.settings = bench.config["search"]
+        self.directory = study_directory(bench)
+
+    @cached_property
+    def objectives(self) -> Objectives:
+        """Goals and constraints, ``quality`` replaced by the task's main metric."""
+        objectives: Objectives = build(self.bench.config["objectives"])
+        return objectives.with_quality(self.bench.task.quality)
+
+    @cached_property
+    def costs(self) -> SubnetCosts:
+        """Costs that are known before an evaluation."""
+        from nas.engine.costs import SubnetCosts
+
+        needed = {*self.objectives.goals, *self.objectives.constraints}
+        predictors = {"latency_ms": self.device.fitted.predictor} if needed & {"latency_ms", "throughput"} else {}
+        return SubnetCosts(self.bench.space, self.bench.workload, predictors, self.objectives.confidence)
+
+    @cached_property
+    def limits(self) -> tuple[Limit, ...]:
+        """The constraints in numbers; checked that the space holds something that keeps to them."""
+        from nas.engine.limits import resolve_limits
+
+        teacher = {name: values[0] for name, values in self.costs.of(self.bench.space.teacher).items()}
+        limits = resolve_limits(
+            self.objectives, teacher, lambda: self.bench.evaluator.evaluate(self.bench.space.teacher)
+        )
+        self._check_feasible(limits)
+        return limits
+
+    @cached_property
+    def cache(self) -> EvaluationCache:
+        """Evaluations of earlier runs under the same conditions."""
+        from nas.engine.cache import EvaluationCache
+
+        return EvaluationCache(self.bench.cache / "evaluations.jsonl", self.bench.evaluation_context())
+
+    def evaluate(self, subnet: SubnetConfig, steps: int) -> dict[str, float]:
+        """Metrics of a subnet after so many steps of distillation, on the validation split."""
+        return self.bench.evaluator.evaluate(subnet, steps=steps, seed=self.bench.seed)
+
+    @cached_property
+    def sensitivity(self) -> Sensitivity:
+        """One-block-replacement losses; evaluations of earlier runs are reused."""
+        from nas.engine.sensitivity import count_evaluations, measure_sensitivity
+
+        bench, limit = self.bench, int(self.settings["sensitivity_evaluations"])
+        _ = bench.evaluator
+        reused = 0
+
+        def cached(subnet: SubnetConfig, steps: int) -> dict[str, float]:
+            nonlocal reused
+            known = self.cache.get(subnet, steps)
+            if known is not None:
+                reused += 1
+                return known
+            metrics = self.evaluate(subnet, steps)
+            self.cache.put(subnet, steps, metrics)
+            return metrics
+
+        total = count_evaluations(bench.space, limit)
+        with bench.stage("sensitivity"), bench.progress("Sensitivity", total) as bar:
+            found = measure_sensitivity(
+                bench.space,
+                cached,
+                bench.task.quality,
+                maximize=self.objectives.goals.get(bench.task.quality, "maximize") == "maximize",
+                max_evaluations=limit,
+                advance=lambda text: bar.advance(text=text),
+            )
+        if reused:
+            bench.say(f"Reused {reused} of {total} evaluations of the sensitivity table.")
+        return found
+
+    def warm_start(self) -> list[WarmStart]:
+        """Where the search begins: extremes, uniform subnets, and the knapsack's allocations."""
+        from nas.engine.allocate import warm_starts
+        from nas.engine.samplers import Feasible
+
+        cost = "latency_ms" if "latency_ms" in self.costs.names else "macs"
+        sensitivity = self.sensitivity if self.settings["sensitivity_evaluations"] else None
+        return warm_starts(
+            self.bench.space,
+            self.costs,
+            sensitivity=sensitivity,
+            cost=cost,
+            feasible=Feasible(self.bench.space, self.costs, self.limits),
+            uniform=int(self.settings["uniform_starts"]),
+            allocated=int(self.settings["allocated_starts"]),
+        )
+
+    def run(self) -> Found:
+        """Search until ``search.num_trials`` trials have ended, those of earlier runs counted."""
+        from nas.engine.candidates import pareto_front
+        from nas.engine.objective import Objective
+        from nas.engine.progress import LiveLine
+        from nas.engine.samplers import bind
+        from nas.engine.search import Search
+
+        bench, settings = self.bench, self.settings
+        objective = Objective(bench.space, self.costs, self.evaluate, self.objectives, self.limits, self.cache)
+        sampler = build(bench.config["sampler"])
+        _ = bench.evaluator
+        with bench.progress("Searching", int(settings["num_trials"])) as bar:
+            search = Search(
+                self.directory,
+                bench.config["study"],
+                objective,
+                bind(sampler, bench.space, self.costs, self.limits, self.objectives, seed=bench.seed),
+                int(settings["num_trials"]),
+                storage=build(bench.config["storage"]),
+                warm_start=self.warm_start(),
+                context={
+                    "task": bench.config["task"],
+                    "model": bench.teacher_hash,
+                    "device": bench.device.to_dict(),
+                    "workload": bench.workload.to_dict(),
+                },
+                on_change=settings["on_change"],
+                max_failure_share=float(settings["max_failure_share"]),
+                trackers=(LiveLine(bar),),
+            )
+            with bench.stage("search"):
+                candidates = search.run()
+        if search.interrupted:
+            raise KeyboardInterrupt
+        front = pareto_front(candidates, self.objectives)
+        if not front:
+            raise InfeasibleError("search: no evaluated subnet keeps to all constraints; loosen one of them.")
+        return Found(candidates, front)
+
+    def stored(self) -> Found:
+        """What the study's storage holds, without searching.
+
+        Raises:
+            ValueError: The storage has no such study, or nothing in it is feasible.
+        """
+        import optuna
+
+        from nas.engine.candidates import candidates_of, pareto_front
+
+        opened = build(self.bench.config["storage"]).open(self.directory)
+        try:
+            study = optuna.load_study(study_name=self.bench.config["study"], storage=opened.backend)
+        except KeyError:
+            raise ValueError(f"{opened.described}: has no study {self.bench.config['study']!r}.") from None
+        candidates = candidates_of(study.get_trials(deepcopy=False), self.objectives)
+        front = pareto_front(candidates, self.objectives)
+        if not front:
+            raise InfeasibleError(
+                f"study {self.bench.config['study']!r}: no evaluated subnet keeps to all constraints."
+            )
+        return Found(candidates, front)
+
+    def sensitivity_table(self) -> SensitivityTable | None:
+        """The replacement losses as the report draws them, or None where none were measured."""
+        if not self.settings["sensitivity_evaluations"]:
+            return None
+        rows: dict[str, list[float]] = {}
+        blocks = self.bench.space.shape.num_blocks
+        for dimension, losses in zip(self.bench.space.dimensions, self.sensitivity.losses, strict=True):
+            for choice, loss in zip(dimension.choices, losses, strict=True):
+                name = "skipped" if choice is True else f"{dimension.name} {choice}"
+                if choice is False or dimension.block is None:
+                    continue
+                rows.setdefault(name, [float("nan")] * blocks)[dimension.block] = float(loss)
+        return SensitivityTable(self.bench.task.quality, tuple(rows), tuple(tuple(row) for row in rows.values()))
+
+    def _check_feasible(self, limits: tuple[Limit, ...]) -> None:
+        """Refuse constraints that nothing in the space keeps to, naming the nearest subnet and what binds."""
+        predicted = [limit for limit in limits if limit.predicted]
+        if not predicted:
+            return
+        space = self.bench.space
+        subnets = [space.smallest, space.largest, *space.sample(np.random.default_rng(self.bench.seed), 2000)]
+        bounds = self.costs(subnets)
+        worst = np.full(len(subnets), -np.inf)
+        binding = np.zeros(len(subnets), dtype=np.int64)
+        for index, limit in enumerate(predicted):
+            side = bounds[limit.name].upper if limit.upper else bounds[limit.name].lower
+            violation = np.array([limit.violation(float(value)) for value in side])
+            binding[violation > worst] = index
+            worst = np.maximum(worst, violation)
+        nearest = int(np.argmin(worst))
+        if worst[nearest] > 0:
+            limit = predicted[int(binding[nearest])]
+            bound = bounds[limit.name]
+            raise InfeasibleError(
+                f"constraints: no subnet of the space keeps to {limit}; the nearest has {limit.name} "
+                f"{float(bound.value[nearest]):.4g} [{float(bound.lower[nearest]):.4g}, "
+                f"{float(bound.upper[nearest]):.4g}]. Loosen the constraint or give the space smaller choices."
+            )
+
+
+def study_directory(bench: Workbench) -> Path:
+    """The study's folder.
+
+    Raises:
+        ValueError: The study's name is not a plain file name.
+    """
+    name = str(bench.config["study"])
+    if not name or name != Path(name).name or name.startswith(".") or name in ("cache", "logs"):
+        raise ValueError(f"`study` must be a plain name without slashes, and not cache or logs, but got {name!r}.")
+    return bench.root / name

@@ -1,0 +1,223 @@
+"""The stages that commands are made of: each is done when first asked for, kept by content, and reused when it can be.
+
+Every stage's key is made of everything that its result depends on, so a changed option redoes what it touches and nothing
+else. `nas search` alone does whatever is missing and says what it reuses.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nas.config import build, check_arguments
+from nas.progress import Mode, Progress
+from nas.reports.data import StageTiming
+from nas.tasks.cache import content_key
+from search_spaces.cost import Workload
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from latency_models.device import Device
+    from nas.evaluation.evaluate import Evaluator
+    from nas.tasks.task import Task
+    from search_spaces.library import Library
+    from search_spaces.space import SearchSpace
+    from search_spaces.supernet import Supernet
+
+
+class Workbench:
+    """All stages of one configuration.
+
+    Args:
+        config: The resolved configuration, as plain data.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+        self.root = Path(config["root"])
+        self.cache = self.root / "cache"
+        self.seed = int(config["seed"])
+        self.mode: Mode = config["progress"]
+        self.timings: list[StageTiming] = []
+        self.notes: list[str] = []
+        _set_threads(config["torch_threads"])
+
+    # -- telling ----------------------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """One line for the user, unless progress is to be quiet."""
+        if self.mode != "quiet":
+            print(text, file=sys.stderr, flush=True)
+
+    def progress(self, title: str, total: int | None = None) -> Progress:
+        """A progress line with time left."""
+        return Progress(title, total, mode=self.mode)
+
+    @contextmanager
+    def stage(self, name: str, *, reused: bool = False, note: str = "") -> Iterator[None]:
+        """Time a stage for the report."""
+        started = time.perf_counter()
+        yield
+        self.timings.append(StageTiming(name, time.perf_counter() - started, reused, note))
+
+    # -- the teacher and its data -----------------------------------------------------------------------------------
+
+    @cached_property
+    def task(self) -> Task:
+        """The task, with the model's path filled in."""
+        task: Task = build(self.config["task"], model=self.config["model"]["path"], cache_dir=str(self.cache))
+        return task
+
+    @cached_property
+    def teacher(self) -> nn.Module:
+        """The pretrained model, whole and unchanged."""
+        with self.stage("load teacher"):
+            return self.task.load_model()
+
+    @cached_property
+    def teacher_hash(self) -> str:
+        """What caches know the teacher by."""
+        from search_spaces.library import model_hash
+
+        return model_hash(self.teacher)
+
+    @cached_property
+    def workload(self) -> Workload:
+        """What one run on the device processes."""
+        check_arguments(Workload, self.config["workload"])
+        return Workload(**self.config["workload"])
+
+    @cached_property
+    def device(self) -> Device:
+        """The target device."""
+        from latency_models.device import Device
+
+        check_arguments(Device, self.config["device"])
+        return Device(**self.config["device"])
+
+    # -- search space and supernet ----------------------------------------------------------------------------------
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The choices, resolved against the teacher."""
+        from search_spaces.families import ModelShape
+        from search_spaces.space import SearchSpace
+
+        options = dict(self.config["space"])
+        check_arguments(SearchSpace.from_choices, {"shape": None, **options})
+        options["overrides"] = {int(key): value for key, value in (options.get("overrides") or {}).items()}
+        return SearchSpace.from_choices(ModelShape.from_model(self.teacher), **options)
+
+    @property
+    def library_path(self) -> Path:
+        """Where the calibration library lies, by teacher, data, space and settings."""
+        settings = self.config["calibrate"]
+        parts = [
+            "library",
+            self.teacher_hash,
+            self.task.samples.fingerprint("calibration"),
+            self.space.fingerprint,
+            settings["importance"],
+        ]
+        return self.cache / "libraries" / f"{content_key(parts)}.safetensors"
+
+    @cached_property
+    def library(self) -> Library:
+        """The compensated variants: loaded where an earlier run left them, else calibrated."""
+        from search_spaces.calibrate import calibrate
+        from search_spaces.library import Library
+
+        path, settings = self.library_path, self.config["calibrate"]
+        trained = path.with_suffix(".trained.safetensors")
+        if settings["use_trained"] and trained.is_file():
+            self.say(f"Reusing the trained supernet {trained}.")
+            with self.stage("calibrate", reused=True, note="trained supernet"):
+                return Library.load(trained)
+        if path.is_file():
+            self.say(f"Reusing the calibration {path}.")
+            with self.stage("calibrate", reused=True):
+                return Library.load(path)
+        batches = list(self.task.batches("calibration", settings["batch_size"]))
+        total = len(batches) + self.space.shape.num_blocks
+        with self.stage("calibrate"), self.progress("Calibrating", total) as bar:
+            library = calibrate(
+                self.teacher,
+                batches,
+                self.space,
+                importance=settings["importance"],
+                max_gb=settings["max_gb"],
+                on_batch=lambda _: bar.advance(text="activations"),
+                on_block=lambda done: bar.advance(text=f"block {done} of {self.space.shape.num_blocks}"),
+            )
+            library.save(path)
+        self.say(f"Calibration: {library.megabytes:.0f} MB in {path}.")
+        return library
+
+    @cached_property
+    def supernet(self) -> Supernet:
+        """The weight-sharing model; the teacher itself stays as it is."""
+        from search_spaces.supernet import Supernet
+
+        library = self.library
+        return Supernet(copy.deepcopy(self.teacher), library, self.space)
+
+    # -- quality ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Judges subnets against the teacher's stored outputs."""
+        from nas.distillation.teacher import TeacherOutputs
+        from nas.evaluation.evaluate import Evaluator
+
+        distiller = build(self.config["distiller"])
+        training = build(self.config["training"])
+        distiller.check(self.task)
+        teacher = TeacherOutputs(self.task, distiller.needs, str(self.cache), model=self.teacher)
+        evaluator = Evaluator(self.supernet, self.task, distiller, training, teacher)
+        with self.stage("teacher outputs"):
+            batches = sum(len(self.task.samples.order(split, teacher.batch_size)) for split in ("validation", "test"))
+            with self.progress("Teacher outputs", batches) as bar:
+                for split in ("validation", "test"):
+                    teacher.arrays(split, bar)
+        return evaluator
+
+    def evaluation_context(self) -> dict[str, Any]:
+        """Everything that an evaluation's result depends on beside the subnet and the steps."""
+        return {
+            "teacher": self.teacher_hash,
+            "task": self.config["task"],
+            "validation": self.task.samples.fingerprint("validation"),
+            "library": self.library_path.stem,
+            "trained": self.library.metadata.get("trained", ""),
+            "distiller": self.config["distiller"],
+            "training": self.config["training"],
+            "seed": self.seed,
+        }
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        if threads < 1:
+            raise ValueError(f"`torch_threads` must be at least 1, but got {threads}.")
+        torch.set_num_threads(threads)
+
+
+def median_ratio(slow: list[float], fast: list[float], seed: int = 0) -> tuple[float, float, float]:
+    """Median of paired ratios ``slow[i] / fast[i]`` with a bootstrap 95 % interval: value, low, high."""
+    ratios = np.asarray(slow) / np.asarray(fast)
+    generator = np.random.default_rng(seed)
+    medians = np.median(generator.choice(ratios, size=(1000, len(ratios))), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    value = float(np.median(ratios))
+    return value, min(float(low), value), max(float(high), value)
