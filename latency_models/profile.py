@@ -57,7 +57,7 @@ class DeviceProfile:
         try:
             header = Header.from_dict(decode(lines[0]))
         except ValueError as error:
-            raise ProfileError(f"{path}, line 1: {error}.") from error
+            raise ProfileError(f"{path}, line 1: {_sentence(error)}") from error
         profile = cls(path, header)
         for number, line in enumerate(lines[1:], start=2):
             if not line.strip():
@@ -67,7 +67,7 @@ class DeviceProfile:
             except ValueError as error:
                 # The last line has no line feed behind it when its writer was killed.
                 torn = number == len(lines)
-                profile.problems.append(Problem(path, number, "the line is cut short." if torn else f"{error}."))
+                profile.problems.append(Problem(path, number, "the line is cut short." if torn else _sentence(error)))
         return profile
 
     @classmethod
@@ -78,13 +78,14 @@ class DeviceProfile:
             ProfileError: The file is of another device, workload, teacher or space, or cannot be read or written.
         """
         path = Path(path)
-        if path.exists() and path.stat().st_size:
+        if path.exists() and not _torn_header(path, header):
             profile = cls.read(path)
             profile.header.check_same(header, path)
             _mend_tail(path)
             return profile
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
             _append(path, header.to_dict())
         except OSError as error:
             raise ProfileError(f"{path}: cannot be written: {error.strerror}.") from error
@@ -103,7 +104,7 @@ class DeviceProfile:
         except OSError as error:
             raise ProfileError(f"{self.path}: cannot be written: {error.strerror}.") from error
         except ValueError as error:
-            raise ProfileError(f"{self.path}: a row cannot be written: {error}.") from error
+            raise ProfileError(f"{self.path}: a row cannot be written: {_sentence(error)}") from error
         self.rows.append(row)
         return row
 
@@ -171,7 +172,7 @@ def quantity_of(row: Row, quantity: str) -> float | None:
 
 def _append(path: Path, data: Mapping[str, Any]) -> None:
     """One line in one write that reaches the disk: a line is there as a whole or torn, never mixed with another."""
-    line = (json.dumps(data, sort_keys=True, allow_nan=False) + "\n").encode()
+    line = _encode(data)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         while line:
@@ -179,6 +180,22 @@ def _append(path: Path, data: Mapping[str, Any]) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _encode(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(data, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _torn_header(path: Path, header: Header) -> bool:
+    """Whether the file is empty or holds a part of this very header: its writer was killed at once."""
+    line = _encode(header.to_dict())
+    with path.open("rb") as file:
+        content = file.read(len(line))
+    return content != line and line.startswith(content)
+
+
+def _sentence(error: ValueError) -> str:
+    return f"{str(error).rstrip('.')}."
 
 
 def _mend_tail(path: Path) -> None:

@@ -134,11 +134,6 @@ class GraphTemplate:
         proto: onnx.ModelProto = ir.to_proto(model)
         return proto
 
-    def matmul_nodes(self, blocks: Collection[int], model: onnx.ModelProto) -> list[str]:
-        """Names of the products of the projections of some blocks (teacher's numbers) in an edited graph."""
-        inside = [f"{path}{end}" for path in self.linears for end in ("/", ".0/", ".1/") if _block_of(path) in blocks]
-        return [n.name for n in model.graph.node if n.op_type == "MatMul" and n.name.startswith(tuple(inside))]
-
 
 # -- finding ----------------------------------------------------------------------------------------------------------
 
@@ -154,11 +149,6 @@ def _transformers_model(model: nn.Module) -> tuple[str, nn.Module]:
 def _projection_paths(inner: nn.Module) -> list[str]:
     family, root = family_of(inner), blocks_path(inner)
     return [f"{root}.{index}.{path}" for index in range(len(blocks_of(inner))) for path in family.projections]
-
-
-def _block_of(path: str) -> int:
-    """The block's number in a projection's path."""
-    return next(int(part) for part in path.split(".") if part.isdigit())
 
 
 def _marked(model: nn.Module, inner: nn.Module) -> nn.Module:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latency_models.backends.base import BackendError
 from latency_models.backends.graph_file import load_graph
+from search_spaces.families import FAMILIES
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -57,6 +59,21 @@ def quantize_int8(model: Any, *, nodes: Sequence[str] | None = None, embeddings:
             weight_type=QuantType.QInt8,
         )
         return load_graph(target)
+
+
+def projection_products(model: ModelProto, family: str, blocks: Collection[int]) -> list[str]:
+    """Names of the products of some blocks' projections: what `quantize_int8` takes as ``nodes``.
+
+    Args:
+        model: A graph of `export_onnx` or of `GraphTemplate.edit`, which name products after their modules.
+        family: Name of the family's row in `search_spaces.families`.
+        blocks: Numbers of blocks: the teacher's in an edited graph, those of the model itself in an exported one.
+    """
+    row = next(row for row in FAMILIES if row.name == family)
+    paths = "|".join(re.escape(path) for path in row.projections)
+    numbers = "|".join(str(index) for index in blocks)
+    pattern = re.compile(rf"(?:^|\.){re.escape(row.blocks)}\.(?:{numbers})\.(?:{paths})(?:\.[01])?/MatMul$")
+    return [node.name for node in model.graph.node if node.op_type == "MatMul" and pattern.search(node.name)]
 
 
 def is_quantized(model: Any) -> bool:

@@ -107,7 +107,7 @@ def _threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def _quiet_compiler() -> Iterator[None]:
-    """torch's compiler, which is imported and run lazily, warns of its own deprecated parts."""
+    """The compiler of torch, which is imported and run lazily, warns of its own deprecated parts."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)

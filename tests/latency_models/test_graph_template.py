@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from latency_models.backends.base import make_backend
 from latency_models.backends.graph_template import GraphTemplate, GraphTemplateError
 from latency_models.backends.onnx import export_onnx
+from latency_models.backends.quantize import projection_products
 from latency_models.device import Device
 from search_spaces.elastic import LinearWeights
 from tests.latency_models.pruned import POOLED_NAMES, Pooled, example_inputs, largest_difference, prune_bert
@@ -122,10 +123,12 @@ def test_classifier_is_edited_by_paths_with_the_base_model_before_them():
 
 def test_names_of_products_select_blocks(teacher, template):
     pruned = prune_bert(teacher, [2, 2, 2], [8, 8, 8], [3, 0, 0])
-    graph = template.edit(pruned.linear_weights)
-    assert len(template.matmul_nodes([0], graph)) == 8
-    assert len(template.matmul_nodes([0, 2], graph)) == 14
-    assert template.matmul_nodes([], graph) == []
+    edited = template.edit(pruned.linear_weights)
+    exported = export_onnx(Pooled(pruned.model), example_inputs(), POOLED_NAMES)
+    for graph in (edited, exported):
+        assert len(projection_products(graph, "bert", [0])) == 8
+        assert len(projection_products(graph, "bert", [0, 2])) == 14
+        assert projection_products(graph, "bert", []) == []
 
 
 def test_graphs_tell_nothing_of_the_machine(teacher, template):

@@ -1,0 +1,133 @@
+"""From a subnet to something that runs on a device: the graph is edited where it can be, exported where it cannot."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from latency_models.backends.base import Run, backend_entry, make_backend
+from latency_models.device import Device
+from search_spaces.subnet import SubnetConfig
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import Tensor, nn
+
+    from latency_models.backends.graph_template import GraphTemplate
+    from search_spaces.elastic import LinearWeights
+    from search_spaces.space import SearchSpace
+
+_logger = logging.getLogger(__name__)
+
+
+class SubnetSource(Protocol):
+    """What gives subnets their weights: `search_spaces.supernet.Supernet`."""
+
+    @property
+    def space(self) -> SearchSpace:
+        """The space that the subnets come from."""
+
+    def extract(self, subnet: SubnetConfig) -> nn.Module:
+        """An independent plain model."""
+
+    def linear_weights(self, subnet: SubnetConfig) -> dict[str, LinearWeights]:
+        """The projections' tensors by path in the teacher; skipped blocks' are absent."""
+
+
+class SubnetCompiler:
+    """Compiles subnets of one supernet for one device.
+
+    Args:
+        device: Where they will run.
+        supernet: Gives the subnets' weights.
+        inputs: What one run processes, by input name.
+        output_names: One name per tensor that the deployed model returns.
+        deployable: Wraps an extracted model as it is deployed (pooling, normalisation); the model itself by default.
+        template: The exported teacher, where it was made already; made on first use when None.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        supernet: SubnetSource,
+        inputs: Mapping[str, Tensor],
+        output_names: Sequence[str],
+        *,
+        deployable: Callable[[nn.Module], nn.Module] | None = None,
+        template: GraphTemplate | None = None,
+    ) -> None:
+        self.device = device
+        self.inputs = dict(inputs)
+        self.output_names = tuple(output_names)
+        self._supernet = supernet
+        self._deployable = deployable or _unchanged
+        if template is not None:
+            self.__dict__["template"] = template
+
+    @cached_property
+    def template(self) -> GraphTemplate | None:
+        """The exported teacher; None, with a warning, for a family whose graph cannot be edited."""
+        from latency_models.backends.graph_template import GraphTemplate, GraphTemplateError
+
+        teacher = self._supernet.extract(self._supernet.space.teacher)
+        try:
+            return GraphTemplate.from_model(self._deployable(teacher), self.inputs, self.output_names)
+        except GraphTemplateError as error:
+            _logger.warning("%s Every subnet is exported instead, which takes seconds each.", error)
+            return None
+
+    def graph(self, subnet: SubnetConfig) -> ModelProto:
+        """The subnet's ONNX graph; blocks whose own precision is int8 are quantised.
+
+        Raises:
+            ValueError: The subnet is not of the supernet, or a block's precision has no ONNX form.
+        """
+        from latency_models.backends.onnx import export_onnx
+        from latency_models.backends.quantize import projection_products, quantize_int8
+
+        blocks = {index: block.precision for index, block in enumerate(subnet.blocks) if not block.skipped}
+        if other := sorted({*blocks.values()} - {"fp32", "int8"}):
+            raise ValueError(f"`precision` of a block must be fp32 or int8 in an ONNX graph, but got {other[0]!r}.")
+        quantized = [index for index, precision in blocks.items() if precision == "int8"]
+        if self.template is None:
+            graph = export_onnx(self.module(subnet), self.inputs, self.output_names)
+            # An extracted model numbers the blocks that are left; the subnet numbers the teacher's.
+            quantized = [subnet.kept.index(index) for index in quantized]
+        else:
+            skipped = [index for index, block in enumerate(subnet.blocks) if block.skipped]
+            graph = self.template.edit(self._supernet.linear_weights(subnet), skipped)
+        if not quantized:
+            return graph
+        family = self._supernet.space.shape.family
+        return quantize_int8(graph, nodes=projection_products(graph, family, quantized))
+
+    def module(self, subnet: SubnetConfig) -> nn.Module:
+        """The subnet's plain torch model, wrapped as it is deployed."""
+        return self._deployable(self._supernet.extract(subnet))
+
+    def model(self, subnet: SubnetConfig) -> Any:
+        """What the device's backend takes: a module or a graph."""
+        return self.module(subnet) if backend_entry(self.device.backend).takes == "module" else self.graph(subnet)
+
+    def compile(self, subnet: SubnetConfig) -> Run:
+        """The subnet, ready to run on the device in this process."""
+        return compile_model(self.device, self.model(subnet), self.inputs)
+
+    def job(self, subnet: SubnetConfig) -> Callable[[], Run]:
+        """What compiles the subnet when called, here: for `Profiler.measure`."""
+        return partial(self.compile, subnet)
+
+    def isolated_job(self, subnet: SubnetConfig) -> Callable[[], Run]:
+        """What compiles the subnet when called, in any process: the model itself is made now."""
+        return partial(compile_model, self.device, self.model(subnet), self.inputs)
+
+
+def compile_model(device: Device, model: Any, inputs: Mapping[str, Any]) -> Run:
+    """Compile a model for a device; a function of a module, so that another process can be told to call it."""
+    return make_backend(device).compile(model, inputs)
+
+
+def _unchanged(model: nn.Module) -> nn.Module:
+    return model

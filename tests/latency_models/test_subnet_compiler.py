@@ -1,0 +1,67 @@
+"""Subnets of a supernet run on every kind of device as the extracted model runs in torch."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+from latency_models.backends import graph_template
+from latency_models.backends.graph_template import GraphTemplateError
+from latency_models.device import Device
+from latency_models.subnet_compiler import SubnetCompiler
+from search_spaces.calibrate import calibrate
+from search_spaces.supernet import Supernet
+from tests.latency_models.pruned import POOLED_NAMES, Pooled, example_inputs, largest_difference
+from tests.models import tiny_batches, tiny_bert, tiny_space
+
+
+@pytest.fixture(scope="module")
+def supernet():
+    teacher = tiny_bert()
+    space = tiny_space(teacher)
+    return Supernet(teacher, calibrate(teacher, tiny_batches(), space), space)
+
+
+def compiler(supernet, backend="onnxruntime", **changes):
+    device = Device("device", backend, **changes)
+    return SubnetCompiler(device, supernet, example_inputs(), POOLED_NAMES, deployable=Pooled)
+
+
+def test_random_subnets_run_as_extracted(supernet):
+    made = compiler(supernet)
+    for subnet in [supernet.space.teacher, *supernet.space.sample(np.random.default_rng(0), 12)]:
+        assert largest_difference(made.compile(subnet), made.module(subnet), example_inputs()) < 1e-4
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_other_backends_get_what_they_take(supernet, backend):
+    pytest.importorskip(backend)
+    made = compiler(supernet, backend)
+    subnet = supernet.space.sample(np.random.default_rng(1), 1)[0]
+    assert largest_difference(made.job(subnet)(), made.module(subnet), example_inputs()) < 1e-4
+
+
+def test_a_family_that_cannot_be_edited_is_exported_with_a_warning(supernet, monkeypatch, caplog):
+    def refuse(*args, **kwargs):
+        raise GraphTemplateError("graph template: not this family.")
+
+    monkeypatch.setattr(graph_template.GraphTemplate, "from_model", refuse)
+    made = compiler(supernet)
+    subnet = supernet.space.sample(np.random.default_rng(2), 1)[0]
+    with caplog.at_level(logging.WARNING):
+        run = made.compile(subnet)
+    assert "Every subnet is exported instead" in caplog.text
+    assert largest_difference(run, made.module(subnet), example_inputs()) < 1e-4
+
+
+def test_blocks_with_their_own_precision_are_quantised(supernet):
+    teacher = supernet.space.teacher
+    mixed = teacher.with_block(1, type(teacher.blocks[1])(4, 4, 64, precision="int8"))
+    graph = compiler(supernet).graph(mixed)
+    integer = [node.name for node in graph.graph.node if node.op_type == "MatMulInteger"]
+    assert len(integer) == 6
+    assert all(".layer.1." in name for name in integer)
+    with pytest.raises(ValueError, match="must be fp32 or int8 in an ONNX graph, but got 'int4'"):
+        compiler(supernet).graph(teacher.with_block(1, type(teacher.blocks[1])(4, 4, 64, precision="int4")))
