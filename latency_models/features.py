@@ -264,3 +264,19 @@ def aligned(features: Features, names: Sequence[str]) -> Features:
         if name in at:
             products[:, column] = features.products[:, at[name]]
     return Features(tuple(names), products, features.flops, features.parameters, features.sizes, features.groups)
+
+
+def totals(features: Features) -> Features:
+    """The same rows with one product per kind: all ``.flops`` together, all ``.kernels`` together, and so on."""
+    kinds = tuple(dict.fromkeys(name.rpartition(".")[2] for name in features.names))
+    of_kind = np.array(
+        [[name.rpartition(".")[2] == kind for kind in kinds] for name in features.names], dtype=np.float64
+    )
+    return Features(
+        kinds,
+        features.products @ of_kind,
+        features.flops,
+        features.parameters,
+        features.sizes,
+        features.groups,
+    )

@@ -8,8 +8,8 @@ Dividing by the model's own spread, and by a trend over size, keeps small and la
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -54,15 +54,15 @@ def folds_of(rows: int, folds: int, seed: int) -> Integers:
     return np.random.default_rng(seed).permutation(np.arange(rows) % folds)
 
 
-def held_out(
-    make: Callable[[], Model], features: Features, values: Floats, order: Floats | None, fold: Integers
-) -> HeldOut:
-    """Predict every row by a fit without its fold."""
+def held_out(model: Model, features: Features, values: Floats, order: Floats | None, fold: Integers) -> HeldOut:
+    """Predict every row by a fit of a copy of the model without its fold."""
     predicted, spreads = np.empty(len(values)), np.empty(len(values))
     for index in np.unique(fold):
         test, train = np.flatnonzero(fold == index), np.flatnonzero(fold != index)
-        model = make().fit(features.take(train), values[train], None if order is None else order[train])
-        predicted[test], spreads[test] = model.predict(features.take(test))
+        refitted = copy.deepcopy(model).fit(
+            features.take(train), values[train], None if order is None else order[train]
+        )
+        predicted[test], spreads[test] = refitted.predict(features.take(test))
     return HeldOut(predicted, spreads)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
@@ -18,12 +18,14 @@ import numpy as np
 from latency_models.additive import AdditiveModel
 from latency_models.features import Features, Floats, from_table
 from latency_models.intervals import Calibration, HeldOut, Model, folds_of, held_out
+from latency_models.residual import ResidualModel
 from latency_models.shrinkage import ShrinkageModel
 from search_spaces.cost import Workload
 from search_spaces.families import ModelShape
 from search_spaces.subnet import SubnetConfig, SubnetTable
 
 MIN_ROWS = 8
+COSTLY_ROWS = 100
 
 
 @dataclass(frozen=True)
@@ -50,25 +52,28 @@ class LatencyPredictor(Protocol):
 
 @dataclass
 class CalibratedPredictor:
-    """One of several point models, chosen by cross-validation, with conformal intervals.
+    """Point models chosen by cross-validation on the profile itself, with conformal intervals.
+
+    The choice is soft: models that are within the standard error of the best are averaged, because with 30 rows
+    cross-validation cannot tell them apart and their errors differ.
 
     Args:
-        models: Name -> candidate, from simple to complex. One alone is simply calibrated.
+        models: Name -> candidate. One alone is simply calibrated.
         folds: Folds of the cross-validation (from 40 rows; below, each row is left out by itself).
         seed: Draws the folds.
-        margin: A more complex model must be better than the simpler one by this many standard errors of the difference.
+        costly: Names of the models that are tried only from `COSTLY_ROWS` rows.
 
     Attributes:
-        chosen_: Name of the model in use.
+        weights_: Name -> weight in the average, of the models that have one.
         errors_: Name -> cross-validated mean absolute relative error.
-        held_out_: The chosen model's predictions of the fitted rows by fits without them.
+        held_out_: Predictions of the fitted rows by fits without them.
     """
 
     models: Mapping[str, Model]
     folds: int = 10
     seed: int = 0
-    margin: float = 0.5
-    chosen_: str = field(default="", init=False)
+    costly: tuple[str, ...] = ()
+    weights_: dict[str, float] = field(default_factory=dict, init=False)
     errors_: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
     def fit(self, features: Features, values: Floats, order: Floats | None = None) -> Self:
@@ -79,26 +84,50 @@ class CalibratedPredictor:
         """
         values = check_values(features, values)
         fold = folds_of(len(values), self.folds, self.seed)
-        best: HeldOut | None = None
-        self.errors_ = {}
-        losses: dict[str, Floats] = {}
-        for name, model in self.models.items():
-            out = held_out(lambda model=model: copy.deepcopy(model), features, values, order, fold)  # type: ignore[misc]
-            losses[name] = np.abs(out.errors(values))
-            self.errors_[name] = float(losses[name].mean())
-            if best is None or _clearly_better(losses[name], losses[self.chosen_], self.margin):
-                best, self.chosen_ = out, name
-        assert best is not None, "`models` must not be empty."
-        self.held_out_ = best
-        self.calibration_ = Calibration.of(best, values)
-        self.model_ = copy.deepcopy(self.models[self.chosen_]).fit(features, values, order)
+        names = [name for name in self.models if name not in self.costly or len(values) >= COSTLY_ROWS]
+        fitted = {name: copy.deepcopy(self.models[name]).fit(features, values, order) for name in names}
+        outs = {name: held_out(fitted[name], features, values, order, fold) for name in names}
+        losses = {name: np.abs(out.errors(values)) for name, out in outs.items()}
+        self.errors_ = {name: float(loss.mean()) for name, loss in losses.items()}
+        self.weights_ = weights_of(losses)
+        self.fitted_ = {name: fitted[name] for name in self.weights_}
+        self.held_out_ = HeldOut(
+            sum((weight * outs[name].values for name, weight in self.weights_.items()), np.zeros(len(values))),
+            sum((weight * outs[name].spreads for name, weight in self.weights_.items()), np.zeros(len(values))),
+        )
+        self.calibration_ = Calibration.of(self.held_out_, values)
         return self
 
     def predict(self, features: Features, confidence: float = 0.9) -> Prediction:
         """Predict rows with intervals that hold the measured value with the given confidence."""
-        value, spread = self.model_.predict(features)
+        value, spread = np.zeros(len(features)), np.zeros(len(features))
+        for name, weight in self.weights_.items():
+            values, spreads = self.fitted_[name].predict(features)
+            value += weight * values
+            spread += weight * spreads
         half = self.calibration_.half_widths(value, spread, confidence)
         return Prediction(value, np.maximum(value - half, 0.0), value + half)
+
+    @property
+    def chosen(self) -> str:
+        """The name of the model with the largest weight."""
+        return max(self.weights_, key=self.weights_.__getitem__)
+
+
+def weights_of(losses: Mapping[str, Floats]) -> dict[str, float]:
+    """Weights of models by their losses on the same rows ``(rows,)``, those below 5 % left out.
+
+    A model that is worse than the best by z standard errors of their paired difference weighs ``exp(-z^2 / 2)``.
+    """
+    best = min(losses, key=lambda name: float(losses[name].mean()))
+    raw = {}
+    for name, loss in losses.items():
+        difference = loss - losses[best]
+        error = float(difference.std()) / math.sqrt(len(difference))
+        raw[name] = math.exp(-0.5 * (float(difference.mean()) / error) ** 2) if error > 0 else 1.0
+    total = sum(raw.values())
+    kept = {name: weight for name, weight in raw.items() if weight >= 0.05 * total}
+    return {name: weight / sum(kept.values()) for name, weight in kept.items()}
 
 
 def additive() -> CalibratedPredictor:
@@ -111,18 +140,40 @@ def lookup() -> CalibratedPredictor:
     return CalibratedPredictor({"lookup": ShrinkageModel(terms=("variants",))})
 
 
-def auto() -> CalibratedPredictor:
-    """The default: whichever model cross-validates best on the profile itself."""
+def gaussian_process() -> CalibratedPredictor:
+    """A Gaussian process over the additive prior."""
+    return CalibratedPredictor({"gaussian_process": ShrinkageModel(terms=("smooth",))})
+
+
+def gradient_boosting(seed: int = 0) -> CalibratedPredictor:
+    """Boosted trees over the additive prior."""
+    return CalibratedPredictor({"trees": ResidualModel(AdditiveModel(), seed=seed)})
+
+
+def auto(seed: int = 0) -> CalibratedPredictor:
+    """The default: what cross-validates best on the profile itself."""
     return CalibratedPredictor(
         {
             "additive": AdditiveModel(),
+            "sparse": AdditiveModel(sparse=True),
             "lookup": ShrinkageModel(terms=("variants",)),
+            "gaussian_process": ShrinkageModel(terms=("smooth",)),
             "shrinkage": ShrinkageModel(),
-        }
+            "shrinkage_by_kind": ShrinkageModel(prior=AdditiveModel(by="kind")),
+            "trees": ResidualModel(seed=seed),
+        },
+        seed=seed,
+        costly=("trees",),
     )
 
 
-PREDICTORS = {"additive": additive, "lookup": lookup, "auto": auto}
+PREDICTORS: Mapping[str, Callable[[], CalibratedPredictor]] = {
+    "additive": additive,
+    "lookup": lookup,
+    "gaussian_process": gaussian_process,
+    "gradient_boosting": gradient_boosting,
+    "auto": auto,
+}
 
 
 @dataclass
@@ -171,9 +222,3 @@ def check_values(features: Features, values: Floats) -> Floats:
     if bad := np.flatnonzero(~(np.isfinite(values) & (values > 0))).tolist():
         raise ValueError(f"measured values must be finite and > 0, but row {bad[0]} is {values[bad[0]]}.")
     return values
-
-
-def _clearly_better(losses: Floats, than: Floats, margin: float) -> bool:
-    """Whether the mean loss is lower by more than ``margin`` standard errors of the paired difference."""
-    difference = than - losses
-    return float(difference.mean()) > margin * float(difference.std()) / math.sqrt(len(difference))
