@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
+import weakref
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -55,8 +57,9 @@ class TeacherOutputs:
         self.names = (main_output(task), *(name for name in _PER_TOKEN if name in names))
         self.batch_size = batch_size
         self._model = model
-        self._temporary = None if directory is not None else tempfile.TemporaryDirectory(prefix="teacher-")
-        self._directory = Path(directory if directory is not None else self._temporary.name)  # type: ignore[union-attr]
+        self._directory = Path(directory) if directory is not None else Path(tempfile.mkdtemp(prefix="teacher-"))
+        if directory is None:
+            weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
         self._arrays: dict[str, Arrays] = {}
 
     @cached_property
