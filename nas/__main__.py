@@ -140,7 +140,7 @@ def _option_names(command: str) -> set[str]:
     def names(node: Any, prefix: str) -> set[str]:
         if not isinstance(node, DictConfig):
             return {prefix}
-        inner = (names(node._get_node(key), f"{prefix}.{key}" if prefix else str(key)) for key in node)
+        inner = (names(node._get_node(key), f"{prefix}.{key!s}" if prefix else str(key)) for key in node)
         return set().union(*inner, {prefix} if prefix else set())
 
     config = _compose(command, [])

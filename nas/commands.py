@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 def devices(config: DictConfig) -> None:
     """List the devices of this machine, each with a short check."""
-    from latency_models.finder import find_devices
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("device", "backend", "state", "check", "fingerprint", title="Devices")
-    for found in find_devices(check=bool(config["check"])):
-        table.add_row(*found.row())
+    from latency_models.discovery import find_devices
+
+    table = Table("device", "state", "check ms", "fingerprint", title="Devices")
+    for found in find_devices(check_seconds=float(config["check_seconds"])):
+        check = "-" if found.check_ms is None else f"{found.check_ms:.3f}"
+        known = "-" if found.problem else found.device.fingerprint_id
+        table.add_row(found.device.name, found.problem or "ready", check, known)
     Console().print(table)
 
 

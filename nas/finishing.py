@@ -76,8 +76,7 @@ class Finish:
                 members.append(self._member(index, candidate, distilled=candidate.number in distilled))
                 bar.advance(text=members[-1].name)
         rows = self._measure(members)
-        report = self._report(found, rows)
-        return report
+        return self._report(found, rows)
 
     def _distilled(self, chosen: Sequence[Candidate]) -> set[int]:
         """Numbers of the members that are distilled: the fastest ones but the very fastest, which gain the most."""

@@ -137,6 +137,8 @@ class SearchBench:
 
     def run(self) -> Found:
         """Search until ``search.num_trials`` trials have ended, those of earlier runs counted."""
+        import optuna
+
         from nas.engine.candidates import pareto_front
         from nas.engine.objective import Objective
         from nas.engine.progress import LiveLine
@@ -166,6 +168,7 @@ class SearchBench:
                 max_failure_share=float(settings["max_failure_share"]),
                 trackers=(LiveLine(bar),),
             )
+            optuna.logging.set_verbosity(optuna.logging.WARNING)
             with bench.stage("search"):
                 candidates = search.run()
         if search.interrupted:

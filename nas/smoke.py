@@ -7,47 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-_WORDS = [
-    "the",
-    "a",
-    "one",
-    "this",
-    "that",
-    "good",
-    "bad",
-    "long",
-    "short",
-    "quiet",
-    "loud",
-    "film",
-    "play",
-    "scene",
-    "actor",
-    "story",
-    "music",
-    "ending",
-    "plot",
-    "line",
-    "was",
-    "is",
-    "seems",
-    "feels",
-    "never",
-    "always",
-    "often",
-    "rarely",
-    "very",
-    "quite",
-    "not",
-    "moving",
-    "dull",
-    "clever",
-    "slow",
-    "bright",
-    "dark",
-    "old",
-    "new",
-]
+_TEXT = (
+    "the a one this that good bad long short quiet loud film play scene actor story music ending plot line was is "
+    "seems feels never always often rarely very quite not moving dull clever slow bright dark old new"
+)
+_WORDS = tuple(_TEXT.split())
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -68,11 +32,11 @@ def make_smoke_assets(directory: Path) -> None:
 
 def _make_model(directory: Path) -> None:
     import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizer
 
     directory.mkdir(parents=True, exist_ok=True)
     vocabulary = {word: index for index, word in enumerate((*_SPECIAL, *sorted(set(_WORDS))))}
-    tokenizer = BertTokenizerFast(vocab=vocabulary)
+    tokenizer = BertTokenizer(vocab=vocabulary)
     tokenizer.save_pretrained(directory)
     torch.manual_seed(0)
     config = BertConfig(
@@ -84,4 +48,4 @@ def _make_model(directory: Path) -> None:
         max_position_embeddings=128,
         initializer_range=0.2,
     )
-    BertModel(config).eval().save_pretrained(directory)
+    BertModel(config).save_pretrained(directory)

@@ -1,7 +1,7 @@
-"""The stages that commands are made of: each is done when first asked for, kept by content, and reused when it can be.
+"""The stages that commands are made of: each is done when first asked for, kept by content, and reused later.
 
-Every stage's key is made of everything that its result depends on, so a changed option redoes what it touches and nothing
-else. `nas search` alone does whatever is missing and says what it reuses.
+Every stage's key is made of everything that its result depends on, so a changed option redoes what it touches and
+nothing else. `nas search` alone does whatever is missing and says what it reuses.
 """
 
 from __future__ import annotations

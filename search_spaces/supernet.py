@@ -47,6 +47,8 @@ class Supernet(nn.Module):
             self._leaves.append({path: ElasticLinear(weights) for path, weights in self._teacher[-1].items()})
             for path, leaf in self._leaves[-1].items():
                 block.set_submodule(path, leaf)
+        # The teacher's tensors are never trained through the supernet: the largest subnet stays the teacher.
+        self.model.requires_grad_(requires_grad=False)
         self.active = space.teacher
         self.eval()
 
@@ -54,6 +56,11 @@ class Supernet(nn.Module):
     def shape(self) -> ModelShape:
         """The teacher's sizes."""
         return self.space.shape
+
+    def use(self, library: Library) -> None:
+        """Take another library of the same space, such as a trained one; the active subnet is activated anew."""
+        self._tensors = library.tensors
+        self.activate(self.active)
 
     def forward(self, **inputs: Any) -> Any:
         """Run the active subnet as the teacher is run."""

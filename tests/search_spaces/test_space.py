@@ -157,7 +157,7 @@ def test_blocks_that_break_a_rule_are_refused(data):
 
 @given(text=st.text(max_size=40) | st.sampled_from(['{"blocks": 1, "hidden_size": 2}', "[]", "{}", '{"blocks": []}']))
 def test_garbage_is_never_a_subnet(text):
-    with pytest.raises(ValueError, match="subnet|blocks"):
+    with pytest.raises(ValueError, match=r"subnet|blocks"):
         SubnetConfig.from_json(text)
 
 

@@ -1,0 +1,159 @@
+"""The command line as a user meets it: one real search of seconds, and mistakes that get one clear line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nas.__main__ import COMMANDS, run, usage
+
+FAST = ["progress=quiet", "torch_threads=1"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def searched(root):
+    code = run(["search", "experiment=smoke", f"root={root}", *FAST])
+    assert code == 0
+    return root / "smoke"
+
+
+def smoke(root: Path, command: str, *overrides: str) -> list[str]:
+    model, texts = root / "smoke" / "model", root / "smoke" / "texts.csv"
+    data = [f"task.data.path={texts}", "task.data.train=64", "task.data.calibration=48"]
+    sizes = ["task.data.validation=48", "task.data.test=64"]
+    return [command, f"root={root}", f"model.path={model}", *data, *sizes, *FAST, *overrides]
+
+
+def test_search_leaves_a_report_and_models_that_load(searched):
+    report = json.loads((searched / "report.json").read_text())
+    rows = {(row["name"], row["precision"]) for row in report["models"]}
+    assert {("teacher", "fp32"), ("teacher", "int8")} <= rows
+    assert len(rows) >= 6
+    assert all(row["measured"]["p50_ms"] > 0 for row in report["models"])
+    assert (searched / "report.html").stat().st_size > 10_000
+    from search_spaces.checkpoint import load_subnet
+
+    folders = [path for path in (searched / "models").iterdir() if (path / "subnet.json").is_file()]
+    assert len(folders) == 2
+    for folder in folders:
+        load_subnet(folder)
+
+
+def test_running_it_again_reuses_everything_and_adds_nothing(searched, root, capsys):
+    before = json.loads((searched / "report.json").read_text())
+    arguments = ["search", "experiment=smoke", f"root={root}", "progress=plain", "torch_threads=1"]
+    assert run(arguments) == 0
+    said = capsys.readouterr().err
+    assert "Reusing the calibration" in said
+    assert "Reusing the profile" in said
+    after = json.loads((searched / "report.json").read_text())
+    assert after["explored"] == before["explored"]
+    assert [r["subnet"] for r in after["models"]] == [r["subnet"] for r in before["models"]]
+
+
+def test_a_study_of_another_space_is_refused(searched, root, capsys):
+    assert searched.is_dir()
+    assert run(["search", "experiment=smoke", f"root={root}", "space.min_blocks=2", *FAST]) == 2
+    assert "begun with other settings" in capsys.readouterr().err
+
+
+def test_report_is_drawn_again_identically(searched, root):
+    before = (searched / "report.html").read_bytes()
+    assert run(["report", f"root={root}", "study=smoke", *FAST]) == 0
+    assert (searched / "report.html").read_bytes() == before
+
+
+def test_export_writes_the_picked_model(searched, root, capsys):
+    assert run(["export", f"root={root}", "study=smoke", "pick=fastest", "precision=[fp32]", *FAST]) == 0
+    folder = Path(capsys.readouterr().out.strip().splitlines()[-1])
+    assert (folder / "model.onnx").is_file()
+    assert (folder / "subnet.json").is_file()
+
+
+def test_evaluate_judges_folders_and_graphs(searched, root, capsys):
+    folder = next(path for path in (searched / "models").iterdir() if (path / "subnet.json").is_file())
+    scores = []
+    for candidate in (folder, folder / "model.onnx"):
+        assert run(smoke(root, "evaluate", f"candidate={candidate}")) == 0
+        scores.append(json.loads(capsys.readouterr().out))
+    assert scores[0]["cosine"] == pytest.approx(scores[1]["cosine"], abs=1e-4)
+    assert run(smoke(root, "evaluate")) == 0
+    assert json.loads(capsys.readouterr().out)["cosine"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_profile_prints_a_scorecard(searched, root, capsys):
+    assert searched.is_dir()
+    small = ["profile.num_subnets=10", "profile.held_out=3", "profile.protocol.max_seconds=0.05"]
+    assert run(smoke(root, "profile", "space=homogeneous", *small)) == 0
+    out = capsys.readouterr().out
+    assert "FLOPs alone" in out
+    assert "mape" in out
+
+
+def test_training_the_supernet_keeps_the_teacher(searched, root, capsys):
+    assert searched.is_dir()
+    assert run(smoke(root, "train", "space=homogeneous", "train.steps=3")) == 0
+    assert "->" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["search", "model.path=nowhere", "task.data.path=nowhere.csv"], "nowhere"),
+        (["search", "experiment=smoke", "root={root}", "serach.num_trials=3"], "search.num_trials"),
+        (["search", "experiment=smoke", "root={root}", "device=onnxruntime_gpu"], "unknown device"),
+        (["search", "experiment=smoke", "root={root}", "device.backend=nothing", "study=a"], "`backend` must be one of"),
+        (["search", "experiment=smoke", "root={root}", "task.data.text_column=nope", "study=b"], "nope"),
+        (["search", "experiment=smoke", "root={root}", "task.data.calibration=99999", "study=c"], "99999"),
+        (["search", "experiment=smoke", "root={root}", "study=a/b"], "`study` must be a plain name"),
+        (
+            ["search", "experiment=smoke", "root={root}", "study=d", "+objectives.constraints.latency_ms=0.0001"],
+            "no subnet of the space keeps to latency_ms",
+        ),
+        (["search", "experiment=smoke", "root={root}", "sampler.name=os.system", "study=e"], "`name` must be one of"),
+        (["search", "model.path=x"], "task.data.path"),
+        (["report", "root={root}", "study=missing"], "`study` must be one of"),
+        (["serach"], "Did you mean 'search'"),
+    ],
+)
+def test_mistakes_get_one_clear_line_and_exit_code_2(searched, root, capsys, overrides, message):
+    assert searched.is_dir()
+    extra = FAST if len(overrides) > 1 else []
+    assert run([text.format(root=root) for text in overrides] + extra) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("nas: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_debug_shows_where():
+    with pytest.raises(ValueError, match="study"):
+        run(["--debug", "report", "root=/nonexistent", "study=a/b", *FAST])
+
+
+def test_usage_names_every_command(capsys):
+    assert run([]) == 0
+    assert capsys.readouterr().out.strip() == usage()
+    assert len(usage().splitlines()) <= 14
+    assert run(["--version"]) == 0
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_lists_options_with_defaults(command, capsys):
+    assert run([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"nas {command}" in out
+    assert "root: runs" in out
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; from nas.__main__ import run; run(['search', '--help']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
