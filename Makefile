@@ -53,7 +53,7 @@ bench: $(VENV)/.dev .assets/.all
 	@for script in $(BENCHMARKS); do echo "== $$script $(ARGS)"; HF_HUB_OFFLINE=1 $(BIN)/python $$script $(ARGS); done
 
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 build: $(VENV)/.dev
 	rm -rf dist
