@@ -35,7 +35,7 @@ class TrainSettings:
         ValueError: A number is out of range.
     """
 
-    learning_rate: float = 2e-4
+    learning_rate: float = 4e-4
     batch_size: int = 32
     warmup: float = 0.1
     weight_decay: float = 0.0
