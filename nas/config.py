@@ -46,20 +46,20 @@ def find_type(name: str) -> Callable[..., Any]:
         ConfigError: The allow-list has no such name.
     """
     if name in TYPES:
-        found: Callable[..., Any] = getattr(importlib.import_module(TYPES[name]), name)
-        return found
+        return _member(TYPES[name], name)
     for module_name, suffix in OPEN_MODULES:
-        if (
-            isinstance(name, str)
-            and name.isidentifier()
-            and name.endswith(suffix)
-            and not name.startswith(("_", "Base"))
-        ):
+        allowed = isinstance(name, str) and name.isidentifier() and name.endswith(suffix)
+        if allowed and not name.startswith(("_", "Base")):
             found = getattr(importlib.import_module(module_name), name, None)
             if inspect.isclass(found):
-                return found
+                return _member(module_name, name)
     known = [*TYPES, *(f"any class of {module}" for module, _ in OPEN_MODULES)]
     raise ConfigError(f"`name` must be one of {', '.join(known)}, but got {name!r}.{suggestion(name, TYPES)}")
+
+
+def _member(module_name: str, name: str) -> Callable[..., Any]:
+    member: Callable[..., Any] = getattr(importlib.import_module(module_name), name)
+    return member
 
 
 def build(node: Mapping[str, Any], **injected: Any) -> Any:

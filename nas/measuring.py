@@ -122,6 +122,8 @@ class DeviceBench:
             bench.say(f"Continuing the profile {path}: {len(profile.latest())} subnets are there.")
         check_arguments(Profiler, settings["protocol"])
         profiler = Profiler(**settings["protocol"], seed=bench.seed)
+        # Done before the clock of the progress line starts.
+        _ = bench.supernet, None if self.takes_module else self.template
         candidates = [(subnet, self.compiler(subnet)) for subnet in missing]
         reference = self.compiler(bench.space.teacher)
         with bench.stage("profile"), bench.progress(f"Profiling {bench.device.name}", len(missing)) as bar:

@@ -189,7 +189,7 @@ class _BlockCalibration:
         return tensors
 
     def ffn(self, importance: Importance) -> dict[str, Tensor]:
-        family, chunk = self.family, max(1, self.space.shape.ffn // 96)
+        family, chunk = self.family, max(1, self.space.shape.ffn // 48)
         order = self._order(family.ffn_out, "ffn_out", 1, importance, chunk)
         tensors: dict[str, Tensor] = {}
         for path in family.ffn_in:

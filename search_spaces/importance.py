@@ -51,9 +51,12 @@ def _removal_order(weight: Tensor, moments: Moments, size: int, chunk: int) -> T
     while len(units) > chunk:
         count = len(units)
         # Loss of removing unit u from the refitted rest: trace(W_u (C^-1)_uu^-1 W_u').
-        blocks = inverse.reshape(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         columns = current.reshape(-1, count, size).permute(1, 2, 0)
-        scores = (columns * torch.linalg.solve(blocks, columns)).sum(dim=(1, 2))
+        if size == 1:
+            scores = columns.square().sum(dim=(1, 2)) / inverse.diagonal()
+        else:
+            blocks = inverse.reshape(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+            scores = (columns * torch.linalg.solve(blocks, columns)).sum(dim=(1, 2))
         order = scores.argsort(stable=True)
         gone, rest = order[:chunk], order[chunk:].sort().values
         removed.append(units[gone])

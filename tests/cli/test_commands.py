@@ -93,7 +93,7 @@ def test_evaluate_judges_folders_and_graphs(searched, root, capsys):
 def test_profile_prints_a_scorecard(searched, root, capsys):
     assert searched.is_dir()
     small = ["profile.num_subnets=10", "profile.held_out=3", "profile.protocol.max_seconds=0.05"]
-    assert run(smoke(root, "profile", "space=homogeneous", *small)) == 0
+    assert run(smoke(root, "profile", "space=width", *small)) == 0
     out = capsys.readouterr().out
     assert "FLOPs alone" in out
     assert "mape" in out
