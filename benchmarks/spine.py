@@ -8,6 +8,7 @@ Writes benchmarks/results/spine.json.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 import tempfile
@@ -101,7 +102,7 @@ def overhead(trials: int = 60) -> list[common.Row]:
     with tempfile.TemporaryDirectory() as folder:
         sampler = bind(optuna.samplers.RandomSampler(seed=0), space, costs, (), objectives)
         Search(folder, "overhead", objective, sampler, trials).run()
-    steps = [1000 * (b - a) for a, b in zip(stamps[1:], stamps[2:], strict=False)]
+    steps = [1000 * (b - a) for a, b in itertools.pairwise(stamps[1:])]
     spread = statistics.quantiles(steps, n=20)
     context = {**common.machine(threads=1), "parameters": len(space.dimensions), "sampler": "random"}
     return [
@@ -114,7 +115,7 @@ def overhead(trials: int = 60) -> list[common.Row]:
             spread[-1],
             "40 parameters, journal file: 20 ms of storage alone",
             context,
-        )  # fmt: skip
+        )
     ]
 
 

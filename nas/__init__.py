@@ -1,0 +1,1 @@
+"""Search, train, distil, evaluate, export, report: the command line."""

@@ -153,8 +153,11 @@ class DeviceBench:
         if name not in PREDICTORS:
             raise ValueError(f"`predictor.name` must be one of {', '.join(PREDICTORS)}, but got {name!r}.")
         subnets, values = profile.training_data()
-        fresh = set(design(bench.space, self.settings["num_subnets"] + self.settings["held_out"], bench.seed)
-                    [self.settings["num_subnets"] :])  # fmt: skip
+        fresh = set(
+            design(bench.space, self.settings["num_subnets"] + self.settings["held_out"], bench.seed)[
+                self.settings["num_subnets"] :
+            ]
+        )
         test = [i for i, subnet in enumerate(subnets) if subnet in fresh]
         train = [i for i in range(len(subnets)) if i not in set(test)]
         if len(train) < MIN_TRAINING_ROWS:

@@ -111,7 +111,10 @@ def test_training_the_supernet_keeps_the_teacher(searched, root, capsys):
         (["search", "model.path=nowhere", "task.data.path=nowhere.csv"], "nowhere"),
         (["search", "experiment=smoke", "root={root}", "serach.num_trials=3"], "search.num_trials"),
         (["search", "experiment=smoke", "root={root}", "device=onnxruntime_gpu"], "unknown device"),
-        (["search", "experiment=smoke", "root={root}", "device.backend=nothing", "study=a"], "`backend` must be one of"),
+        (
+            ["search", "experiment=smoke", "root={root}", "device.backend=nothing", "study=a"],
+            "`backend` must be one of",
+        ),
         (["search", "experiment=smoke", "root={root}", "task.data.text_column=nope", "study=b"], "nope"),
         (["search", "experiment=smoke", "root={root}", "task.data.calibration=99999", "study=c"], "99999"),
         (["search", "experiment=smoke", "root={root}", "study=a/b"], "`study` must be a plain name"),
