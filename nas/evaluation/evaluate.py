@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nas.distillation.losses import Distiller
 from nas.distillation.teacher import TeacherOutputs
-from nas.distillation.train import TrainSettings, distil
+from nas.distillation.train import ForwardPrecision, TrainSettings, distil, forward_precision
 from nas.tasks.task import Task, main_output
 from search_spaces.subnet import SubnetConfig
 
@@ -46,9 +46,11 @@ class Evaluator:
         training: Learning rate and the like.
         teacher: Stored teacher outputs; by default kept in the task's cache folder.
         batch_size: Samples of one forward pass.
+        precision: Of forward passes that judge; see `forward_precision`. A search compares candidates at what is
+            fastest; final figures are to be given in fp32.
 
     Raises:
-        ValueError: The distiller needs outputs that the task does not give.
+        ValueError: The distiller needs outputs that the task does not give, or the precision is unknown.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Evaluator:
         training: TrainSettings | None = None,
         teacher: TeacherOutputs | None = None,
         batch_size: int = 64,
+        precision: ForwardPrecision = "auto",
     ) -> None:
         self.supernet = supernet
         self.task = task
@@ -67,6 +70,8 @@ class Evaluator:
         self.distiller.check(task)
         self.teacher = teacher or TeacherOutputs(task, self.distiller.needs, getattr(task, "cache_dir", None))
         self.batch_size = batch_size
+        self.precision: ForwardPrecision = precision
+        forward_precision(precision)
 
     def evaluate(
         self,
@@ -119,15 +124,21 @@ class Evaluator:
 
     def score(self, model: nn.Module, split: str = "validation") -> dict[str, float]:
         """Metrics of any `transformers` model of the task's kind on a split."""
-        return evaluate_model(model, self.task, self.teacher, split, self.batch_size)
+        return evaluate_model(model, self.task, self.teacher, split, self.batch_size, self.precision)
 
 
 def evaluate_model(
-    model: nn.Module, task: Task, teacher: TeacherOutputs, split: str = "validation", batch_size: int = 64
+    model: nn.Module,
+    task: Task,
+    teacher: TeacherOutputs,
+    split: str = "validation",
+    batch_size: int = 64,
+    precision: ForwardPrecision = "fp32",
 ) -> dict[str, float]:
     """Metrics of any `transformers` model of the task's kind on a split."""
     model.eval()
-    return evaluate_run(lambda batch: task.outputs(model, batch), task, teacher, split, batch_size)
+    with forward_precision(precision):
+        return evaluate_run(lambda batch: task.outputs(model, batch), task, teacher, split, batch_size)
 
 
 def evaluate_run(

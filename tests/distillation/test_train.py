@@ -17,7 +17,7 @@ from nas.tasks.text import SentenceEmbedding, TextClassification
 from tests.models import tiny_bert
 
 LOSS = Distiller(embedding=1.0, hidden=1.0)
-FAST = TrainSettings(learning_rate=3e-3, batch_size=8)
+FAST = TrainSettings(learning_rate=3e-3, batch_size=8, precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_embeddings_stay_the_teachers_when_frozen(
 ) -> None:
     model = disturbed(embedding)
     before = copy.deepcopy(model.state_dict())
-    settings = TrainSettings(learning_rate=1e-3, batch_size=8, freeze_embeddings=frozen)
+    settings = TrainSettings(learning_rate=1e-3, batch_size=8, precision="fp32", freeze_embeddings=frozen)
     distil(model, embedding, teacher, LOSS, settings, steps=3)
     changed = {name for name, values in model.state_dict().items() if not torch.equal(values, before[name])}
     assert ("embeddings.word_embeddings.weight" not in changed) == frozen
@@ -145,6 +145,16 @@ def test_settings(setting: dict[str, float]) -> None:
     name = next(iter(setting))
     with pytest.raises(ValueError, match=rf"`{name}` must be .* but got {setting[name]}"):
         TrainSettings(**setting)  # type: ignore[arg-type]
+
+
+def test_half_precision_trains_weights_in_fp32(embedding: SentenceEmbedding, teacher: TeacherOutputs) -> None:
+    model = disturbed(embedding)
+    settings = TrainSettings(learning_rate=3e-3, batch_size=8, precision="bf16")
+    trained = distil(model, embedding, teacher, LOSS, settings, steps=40)
+    assert sum(trained.losses[-5:]) < 0.5 * sum(trained.losses[:5])
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    with pytest.raises(ValueError, match="`precision` must be one of auto, fp32, bf16, but got 'int8'"):
+        TrainSettings(precision="int8")  # type: ignore[arg-type]
 
 
 def test_nothing_is_left_behind(embedding: SentenceEmbedding, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tests.models import tiny_space
 from tests.texts import texts, tiny_model_folder, write_lines
 
 SMALL = SubnetConfig((BlockConfig(2, 2, 32), SKIPPED, BlockConfig(1, 1, 16)), 32)
-SETTINGS = TrainSettings(learning_rate=2e-3, batch_size=8)
+SETTINGS = TrainSettings(learning_rate=2e-3, batch_size=8, precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def supernet(task: SentenceEmbedding) -> Supernet:
 
 @pytest.fixture(scope="module")
 def evaluator(task: SentenceEmbedding, supernet: Supernet) -> Evaluator:
-    return Evaluator(supernet, task, Distiller(embedding=1.0, hidden_states=0.1), SETTINGS)
+    return Evaluator(supernet, task, Distiller(embedding=1.0, hidden_states=0.1), SETTINGS, precision="fp32")
 
 
 def state(supernet: Supernet) -> dict[str, torch.Tensor]:
@@ -90,6 +90,15 @@ def test_an_evaluation_never_changes_the_supernet(evaluator: Evaluator, supernet
     assert all(torch.equal(values, before[name]) for name, values in after.items())
 
 
+def test_half_precision_judges_alike(evaluator: Evaluator, supernet: Supernet, task: SentenceEmbedding) -> None:
+    half = Evaluator(supernet, task, evaluator.distiller, SETTINGS, evaluator.teacher, precision="bf16")
+    found, expected = half.evaluate(SMALL), evaluator.evaluate(SMALL)
+    assert found != expected
+    assert found["cosine"] == pytest.approx(expected["cosine"], abs=0.01)
+    with pytest.raises(ValueError, match="`precision` must be one of auto, fp32, bf16, but got 'fp8'"):
+        Evaluator(supernet, task, precision="fp8")  # type: ignore[arg-type]
+
+
 def test_the_teacher_never_runs_again(
     evaluator: Evaluator, supernet: Supernet, task: SentenceEmbedding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,7 +112,7 @@ def test_the_teacher_never_runs_again(
         return outputs(self, model, *arguments)
 
     monkeypatch.setattr(SentenceEmbedding, "outputs", spy)
-    fresh = Evaluator(supernet, task, evaluator.distiller, SETTINGS)
+    fresh = Evaluator(supernet, task, evaluator.distiller, SETTINGS, precision="fp32")
     assert fresh.evaluate(SMALL, steps=2) == expected
     assert len({id(model) for model in seen}) == 1
     assert seen[0] is not fresh.teacher._loaded
@@ -157,7 +166,7 @@ def test_classification_defaults(tmp_path: Path) -> None:
     model = task.load_model()
     space = tiny_space(model)
     supernet = Supernet(model, calibrate(model, list(task.batches("calibration", 8)), space), space)
-    evaluator = Evaluator(supernet, task)
+    evaluator = Evaluator(supernet, task, precision="fp32")
     whole, small = evaluator.evaluate(space.teacher), evaluator.evaluate(SMALL, steps=2)
     assert whole["agreement"] == 1.0
     assert whole["kl"] == pytest.approx(0.0, abs=1e-6)
