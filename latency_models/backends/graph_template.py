@@ -12,9 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latency_models.backends.base import BackendError
-from latency_models.backends.onnx import DEFAULT_OPSET, clean, export_ir, scope_of
-from search_spaces.families import blocks_of, blocks_path, family_of
+from latency_models.backends.graph_places import (
+    GraphTemplateError,
+    LinearPlace,
+    find_linears,
+    marked,
+    projection_paths,
+    through_identity,
+    transformers_model,
+    values_of,
+)
+from latency_models.backends.onnx import DEFAULT_OPSET, clean, export_ir
+from search_spaces.families import blocks_of
+
+__all__ = ["GraphTemplate", "GraphTemplateError"]
 
 if TYPE_CHECKING:
     import onnx
@@ -22,20 +33,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from search_spaces.elastic import LinearWeights
-
-
-class GraphTemplateError(BackendError):
-    """The graph of this family cannot be edited; exporting each subnet still works."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Linear:
-    """Where a projection lies in the graph: the nodes that compute it, by the names of their outputs."""
-
-    nodes: tuple[str, ...]
-    source: str
-    result: str
-    weight: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class GraphTemplate:
     """
 
     model: ir.Model = field(repr=False)
-    linears: Mapping[str, _Linear] = field(repr=False)
+    linears: Mapping[str, LinearPlace] = field(repr=False)
     boundaries: tuple[str, ...]
 
     @classmethod
@@ -75,15 +72,15 @@ class GraphTemplate:
             GraphTemplateError: A projection or a block cannot be found in the exported graph.
             BackendError: torch cannot export the module.
         """
-        prefix, inner = _transformers_model(model)
+        prefix, inner = transformers_model(model)
         count = len(blocks_of(inner))
         marks = [f"block_boundary_{index}" for index in range(count + 1)]
-        program = export_ir(_marked(model, inner), inputs, [*output_names, *marks], axes=axes, opset=opset)
-        values = _values(program)
-        boundaries = tuple(str(_through_identity(output).name) for output in program.graph.outputs[len(output_names) :])
+        program = export_ir(marked(model, inner), inputs, [*output_names, *marks], axes=axes, opset=opset)
+        values = values_of(program)
+        boundaries = tuple(str(through_identity(output).name) for output in program.graph.outputs[len(output_names) :])
         del program.graph.outputs[len(output_names) :]
-        paths = _projection_paths(inner)
-        linears = _find_linears(program, {f"model.{prefix}{path}": path for path in paths})
+        paths = projection_paths(inner)
+        linears = find_linears(program, {f"model.{prefix}{path}": path for path in paths})
         clean(program)
         _remove_unused(program)
         _forget_shapes(program)
@@ -121,7 +118,7 @@ class GraphTemplate:
             last = len(self.boundaries) - 2
             raise ValueError(f"graph template: blocks are numbered 0 to {last}, but got {bad[0]}.")
         model = self.model.clone()
-        values = _values(model)
+        values = values_of(model)
         ends = [(str(end.name), end.type, end.shape) for end in model.graph.outputs]
         for path, weights in linear_weights.items():
             _replace_linear(model, values, path, self.linears[path], weights)
@@ -135,114 +132,8 @@ class GraphTemplate:
         return proto
 
 
-# -- finding ----------------------------------------------------------------------------------------------------------
-
-
-def _transformers_model(model: nn.Module) -> tuple[str, nn.Module]:
-    """The outermost module of a known family, and its path with a dot behind."""
-    for name, module in model.named_modules():
-        if hasattr(module, "config") and hasattr(module, "base_model_prefix"):
-            return (f"{name}." if name else ""), module
-    raise GraphTemplateError(f"graph template: {type(model).__name__} contains no transformers model.")
-
-
-def _projection_paths(inner: nn.Module) -> list[str]:
-    family, root = family_of(inner), blocks_path(inner)
-    return [f"{root}.{index}.{path}" for index in range(len(blocks_of(inner))) for path in family.projections]
-
-
-def _marked(model: nn.Module, inner: nn.Module) -> nn.Module:
-    """The module with what enters every block, and what leaves the last, as further outputs."""
-    import torch
-    from torch import nn
-
-    class Marked(nn.Module):
-        """Hooks live only during a forward pass, so the wrapped module is left as it was."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-            found: dict[int, Tensor] = {}
-            blocks = list(blocks_of(inner))
-
-            def enters(index: int) -> Any:
-                def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                    found[index] = args[0] if args else kwargs["hidden_states"]
-
-                return hook
-
-            def leaves(_: nn.Module, __: tuple[Any, ...], result: Any) -> None:
-                found[len(blocks)] = result if isinstance(result, torch.Tensor) else result[0]
-
-            handles = [
-                block.register_forward_pre_hook(enters(index), with_kwargs=True) for index, block in enumerate(blocks)
-            ]
-            handles.append(blocks[-1].register_forward_hook(leaves))
-            try:
-                result = self.model(**inputs)
-            finally:
-                for handle in handles:
-                    handle.remove()
-            outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
-            return (*outputs, *(found[index] for index in range(len(blocks) + 1)))
-
-    return Marked()
-
-
-def _values(model: ir.Model) -> dict[str, ir.Value]:
-    """Every value of a graph by name."""
-    graph = model.graph
-    produced = (value for node in graph for value in node.outputs)
-    return {str(value.name): value for value in (*graph.inputs, *graph.initializers.values(), *produced)}
-
-
-def _through_identity(value: ir.Value) -> ir.Value:
-    """The value that a chain of ``Identity`` nodes hands on."""
-    while (node := value.producer()) is not None and node.op_type == "Identity":
-        source = node.inputs[0]
-        assert source is not None
-        value = source
-    return value
-
-
-def _find_linears(model: ir.Model, paths: Mapping[str, str]) -> dict[str, _Linear]:
-    """Where each projection lies: scope in the graph -> path in the teacher, to path -> place."""
-    products: dict[str, list[ir.Node]] = {}
-    for node in model.graph:
-        if node.op_type in ("MatMul", "Gemm") and (scope := scope_of(node)) in paths:
-            products.setdefault(paths[scope], []).append(node)
-            node.name = f"{paths[scope]}/{node.op_type}"
-    found = {}
-    for path in paths.values():
-        nodes = products.get(path, [])
-        if len(nodes) != 1:
-            raise GraphTemplateError(f"graph template: `{path}` must be one product, but the graph has {len(nodes)}.")
-        found[path] = _describe(nodes[0], path)
-    return found
-
-
-def _describe(product: ir.Node, path: str) -> _Linear:
-    """A product and the sum with its bias, which is the product's only user with a constant beside it."""
-    source, weight, result = product.inputs[0], product.inputs[1], product.outputs[0]
-    if source is None or weight is None:
-        raise GraphTemplateError(f"graph template: the product of `{path}` has no weight.")
-    names = [str(result.name)]
-    users = [use.node for use in result.uses()]
-    if product.op_type == "MatMul" and len(users) == 1 and users[0].op_type == "Add":
-        other = [value for value in users[0].inputs if value is not result]
-        if other and other[0] is not None and other[0].is_initializer() and scope_of(users[0]) == scope_of(product):
-            result = users[0].outputs[0]
-            names.append(str(result.name))
-    return _Linear(tuple(names), str(source.name), str(result.name), str(weight.name))
-
-
-# -- editing ----------------------------------------------------------------------------------------------------------
-
-
 def _replace_linear(
-    model: ir.Model, values: Mapping[str, ir.Value], path: str, place: _Linear, weights: LinearWeights
+    model: ir.Model, values: Mapping[str, ir.Value], path: str, place: LinearPlace, weights: LinearWeights
 ) -> None:
     """Put one or two products and the bias in the place of a projection."""
     import onnx_ir as ir
@@ -300,7 +191,7 @@ def _restore_outputs(model: ir.Model, ends: Sequence[tuple[str, Any, Any]]) -> N
     """Give the outputs their names, types and shapes back where rewiring put other values in their place."""
     import onnx_ir as ir
 
-    taken = _values(model)
+    taken = values_of(model)
     for index, (name, kind, shape) in enumerate(ends):
         output = model.graph.outputs[index]
         if output.name == name:
