@@ -84,7 +84,8 @@ def search(config: DictConfig) -> None:
 
 def export(config: DictConfig) -> None:
     """Export a study's subnet again, by name, without searching."""
-    from nas.engine.candidates import pick, shown
+    from nas.engine.candidates import pick
+    from nas.evaluation.evaluate import evaluate_model
     from nas.export.export import export_candidate
     from nas.measuring import DeviceBench
     from nas.searching import SearchBench
@@ -93,7 +94,7 @@ def export(config: DictConfig) -> None:
     stages = SearchBench(bench, DeviceBench(bench))
     found = stages.stored()
     under = bench.config["under"] or None
-    candidate = pick(shown(found.front, stages.objectives, len(found.front)), stages.objectives, config["pick"], under)
+    candidate = pick(found.front, stages.objectives, config["pick"], under)
     name = f"{bench.config['study']}-{config['pick']}"
     directory = Path(config["directory"] or stages.directory / "models" / name)
     steps = int(bench.config["finalists"]["steps"]) if bench.config["distil"] else 0
@@ -110,7 +111,7 @@ def export(config: DictConfig) -> None:
         directory,
         name=name,
         teacher=str(bench.config["model"]["path"]),
-        metrics={"fp32": bench.evaluator.score(model, "test")},
+        metrics={"fp32": evaluate_model(model, bench.task, bench.evaluator.teacher, "test")},
         precisions=tuple(bench.config["precision"]),
     )
     print(exported.directory)

@@ -135,12 +135,13 @@ class Finish:
         self, name: str, role: str, subnet: SubnetConfig, directory: Path, predicted: Interval | None, model: Any
     ) -> Member:
         """Quality on texts that neither calibration nor search saw, of the model and of its int8 graph."""
-        from nas.evaluation.evaluate import evaluate_run, onnx_run
+        from nas.evaluation.evaluate import evaluate_model, evaluate_run, onnx_run
         from nas.export.verify import GRAPHS
 
         bench, graphs = self.bench, {precision: directory / GRAPHS[precision] for precision in PRECISIONS}
         evaluator = bench.evaluator
-        metrics = {"fp32": evaluator.score(model, "test")}
+        # In fp32, as exported: a search may compare candidates in whatever precision is fastest.
+        metrics = {"fp32": evaluate_model(model, bench.task, evaluator.teacher, "test")}
         threads = bench.device.threads
         run = onnx_run(str(graphs["int8"]), bench.task, threads)
         # Dynamic quantisation scales activations over the whole batch, so it is judged one text at a time, as deployed.
