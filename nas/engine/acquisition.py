@@ -67,7 +67,8 @@ def expected_scalar_improvement(
     Knowles 2006 (ParEGO); random weights from trial to trial spread the search over the front.
 
     Args:
-        means, deviations: ``(candidates, objectives)``.
+        means: ``(candidates, objectives)``.
+        deviations: ``(candidates, objectives)``.
         seen: ``(points, objectives)`` evaluated so far.
         weights: ``(objectives,)``, positive, sum 1.
         slope: Share of the plain sum, which keeps weakly dominated points out.

@@ -1,6 +1,6 @@
 """A quality model for few evaluations: Bayesian linear regression whose groups of features have their own prior scales.
 
-Wide features (totals of a subnet) are allowed more than narrow ones (one block's heads), and how much more is decided by
+Wide features (totals of a subnet) are allowed more than narrow ones (one block's heads); how much more is decided by
 the evidence of the evaluations (MacKay 1992; a relevance per group instead of per weight). One group are random Fourier
 features (Rahimi and Recht 2007), with which the model is an approximate Gaussian process, at a cost that grows only
 linearly with the evaluations. Its uncertainty is corrected by leave-one-out residuals, which have a closed form.
@@ -17,7 +17,8 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 Floats = NDArray[np.float64]
 _SCALES = np.array([0.0, 0.03, 0.1, 0.3, 1.0, 3.0])
-_NOISES = np.array([1e-4, 1e-3, 1e-2, 0.1, 0.5])
+_NOISES = np.array([1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 0.1, 0.5])
+NOISEK = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class FeatureMap:
 
     @classmethod
     def make(cls, sample: Floats, groups: Sequence[Sequence[int]], waves: int = 64, seed: int = 0) -> FeatureMap:
-        """Learn means and spreads from a sample of the space, ``(rows, columns)``; columns that never vary are left out.
+        """Learn means and spreads from a sample of the space, ``(rows, columns)``; columns that never vary go.
 
         Args:
             sample: Rows from all over the space.
@@ -90,7 +91,7 @@ class Surrogate:
         self._fitted_at = 0
 
     def fit(self, rows: Floats, values: Floats) -> Surrogate:
-        """Fit to ``(evaluations, columns)`` and ``(evaluations,)``; priors are chosen anew as evaluations accumulate."""
+        """Fit to ``(evaluations, columns)`` and ``(evaluations,)``; priors are chosen anew as these accumulate."""
         parts = self.features(rows)
         self._mean, self._spread = float(values.mean()), float(max(values.std(), 1e-12))
         target = (values - self._mean) / self._spread
@@ -114,7 +115,7 @@ class Surrogate:
         assert self.priors is not None, "fit first"
         design = _scaled(self.features(rows), self.priors.scales)
         root = solve_triangular(self._factor[0], design.T, lower=True, check_finite=False)
-        deviation = np.sqrt(self.priors.noise * np.sum(root**2, axis=0)) * self.calibration
+        deviation = np.sqrt(self.priors.noise * (NOISEK + np.sum(root**2, axis=0))) * self.calibration
         return self._mean + self._spread * (design @ self._weights), self._spread * deviation
 
 
@@ -125,7 +126,7 @@ def _scaled(parts: Sequence[Floats], scales: Sequence[float]) -> Floats:
 
 
 def _choose_priors(parts: Sequence[Floats], target: Floats, before: Priors | None, most: int = 200) -> Priors:
-    """Coordinate ascent of the evidence over a grid, from the last choice; on a part of the rows where they are many."""
+    """Coordinate ascent of the evidence over a grid, from the last choice; on a part of many rows."""
     if len(target) > most:
         chosen = np.linspace(0, len(target) - 1, most).astype(int)
         parts, target = [part[chosen] for part in parts], target[chosen]
