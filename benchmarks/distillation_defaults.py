@@ -1,8 +1,9 @@
 """The study behind the defaults of short distillation: loss, learning rate, batches, steps.
 
 MiniLM without labels on movie sentences: a calibrated subnet with half of the encoder's parameters (6 heads, FFN 768 in
-every block) is distilled for 60 or 120 steps and judged on 1,000 validation sentences. Settings that an earlier run
-measured are kept (`--fresh` measures everything again), so that the study can be run in pieces.
+every block) is distilled for 60 or 120 steps and judged on 1,000 validation sentences. Then the same for a classifier:
+MiniLM fine-tuned on TREC questions. Settings that an earlier run measured are kept (`--fresh` measures everything
+again), so that the study can be run in pieces.
 
     python benchmarks/distillation_defaults.py --quick          # the defaults and their neighbours
     python benchmarks/distillation_defaults.py --minutes 30
@@ -12,8 +13,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import common
@@ -21,11 +23,12 @@ import torch
 
 from nas.distillation.losses import Distiller
 from nas.distillation.teacher import TeacherOutputs
-from nas.distillation.train import TrainSettings
+from nas.distillation.train import TrainSettings, distil
 from nas.evaluation.evaluate import Evaluator
 from nas.progress import Progress
 from nas.tasks.data import TextData
-from nas.tasks.text import SentenceEmbedding
+from nas.tasks.task import Task
+from nas.tasks.text import SentenceEmbedding, TextClassification
 from search_spaces.calibrate import calibrate
 from search_spaces.families import ModelShape
 from search_spaces.library import Library
@@ -42,25 +45,24 @@ class Setting:
     """One training to be judged."""
 
     steps: int
-    loss: Mapping[str, float] = field(default_factory=lambda: asdict(DEFAULT_LOSS))
+    loss: Mapping[str, float] = field(default_factory=lambda: {"embedding": 1.0, "hidden": 1.0})
     training: Mapping[str, Any] = field(default_factory=dict)
     heads: int = 6
     ffn: int = 768
     seed: int = 0
+    task: str = "movie sentences"
 
     def context(self) -> dict[str, Any]:
         """What names the setting in the results."""
-        loss = "+".join(f"{weight:g} {name}" for name, weight in self.loss.items() if weight and name != "temperature")
+        loss = " + ".join(f"{weight:g} {name}" for name, weight in self.loss.items())
         return {
+            "task": self.task,
             "loss": loss,
             **asdict(TrainSettings(**self.training)),
             "subnet": f"{self.heads} heads, FFN {self.ffn}",
             "seed": self.seed,
             "steps": self.steps,
         }
-
-
-DEFAULT_LOSS = Distiller(embedding=1.0, hidden=1.0)
 
 
 def settings(*, quick: bool) -> list[Setting]:
@@ -92,6 +94,25 @@ def settings(*, quick: bool) -> list[Setting]:
         *(Setting(steps, seed=seed) for seed in (1, 2) for steps in (60, 120)),
         *(Setting(steps, heads=heads, ffn=ffn) for heads, ffn in ((9, 1152), (3, 512)) for steps in (0, 60, 120)),
         Setting(300),
+        *classifier_settings(),
+    ]
+
+
+def classifier_settings() -> list[Setting]:
+    """The same questions for a classifier."""
+    losses: list[dict[str, float]] = [
+        {"logits": 1.0},
+        {"logits": 1.0, "temperature": 2.0},
+        {"logits": 1.0, "temperature": 4.0},
+        {"logits": 1.0, "temperature": 2.0, "hidden": 1.0},
+        {"logits": 1.0, "temperature": 2.0, "labels": 1.0},
+    ]
+    trec: dict[str, Any] = {"task": "TREC questions"}
+    return [
+        Setting(0, losses[0], **trec),
+        *(Setting(60, loss, **trec) for loss in losses),
+        *(Setting(60, losses[3], {"learning_rate": rate}, **trec) for rate in (2e-4, 8e-4)),
+        *(Setting(steps, losses[3], seed=seed, **trec) for seed in (0, 1, 2) for steps in (60, 120)),
     ]
 
 
@@ -101,14 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fresh", action="store_true", help="measure again what an earlier run measured")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    task = SentenceEmbedding(
-        str(options.data / "minilm"),
-        TextData(str(options.data / "movie.csv"), train=3840),
-        cache_dir=str(options.data / "cache"),
-    )
-    supernet = calibrated(task, options.data / "cache")
-    needed = {"hidden"} if options.quick else {"hidden", "hidden_states"}
-    teacher = TeacherOutputs(task, needed, task.cache_dir)
+    benches: dict[str, Bench] = {}
     machine = common.machine(threads=1)
     rows = [] if options.fresh else common.read(NAME, options.results)
     wanted = {key(setting.context()): setting for setting in settings(quick=options.quick)}
@@ -118,55 +132,92 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for setting in missing.values():
             if time.monotonic() - started > 60 * options.minutes:
                 break
-            rows.append(judged(supernet, task, teacher, setting, machine))
+            if setting.task not in benches:
+                benches[setting.task] = BENCHES[setting.task](options.data)
+            rows.append(judged(benches[setting.task], setting, machine))
             common.write(NAME, rows, options.results)
             bar.advance(text=f"{setting.context()['loss']}: {rows[-1].value:.4f}")
-    shown = sorted(rows, key=lambda row: (row.context["subnet"], row.context["steps"], -row.value))
-    common.show(shown, ("loss", "learning_rate", "batch_size", "subnet", "seed", "recall", "spearman", "seconds"))
+    shown = sorted(rows, key=lambda row: (row.context["task"], row.context["subnet"], row.context["steps"], -row.value))
+    common.show(shown, ("task", "loss", "learning_rate", "batch_size", "subnet", "seed", "others", "seconds"))
     return 0
 
 
 def key(context: Mapping[str, Any]) -> str:
     """What makes two settings the same."""
-    names = (*asdict(TrainSettings()), "loss", "subnet", "seed", "steps")
+    names = (*asdict(TrainSettings()), "task", "loss", "subnet", "seed", "steps")
     # Without steps nothing is trained, whatever the loss.
-    return str([context[name] for name in (names if context["steps"] else ("subnet", "steps"))])
+    return str([context[name] for name in (names if context["steps"] else ("task", "subnet", "steps"))])
 
 
-def calibrated(task: SentenceEmbedding, cache: Any) -> Supernet:
-    """The supernet with the widths that the study needs; calibrated once."""
+@dataclass(frozen=True)
+class Bench:
+    """A task with its calibrated supernet and its teacher's outputs."""
+
+    task: Task
+    supernet: Supernet
+    teacher: TeacherOutputs
+
+
+def bench(task: Task, cache: Path, name: str) -> Bench:
+    """Calibrate once for the widths that the study needs, and open the teacher's outputs."""
     model = task.load_model()
-    space = SearchSpace.from_choices(
-        ModelShape.from_model(model), {"heads": [3, 6, 9, 12], "ffn": [512, 768, 1152, 1536]}
-    )
-    path = cache / f"{NAME}-{space.fingerprint}.safetensors"
+    shape = ModelShape.from_model(model)
+    space = SearchSpace.from_choices(shape, {"heads": [3, 6, 9, 12], "ffn": [512, 768, 1152, 1536]})
+    path = cache / f"{NAME}-{name}-{space.fingerprint}.safetensors"
     if not path.is_file():
         calibrate(model, list(task.batches("calibration", 32)), space).save(path)
-    return Supernet(model, Library.load(path), space)
+    teacher = TeacherOutputs(task, {"hidden", "hidden_states"} if name == "movie" else {"hidden"}, cache)
+    return Bench(task, Supernet(model, Library.load(path), space), teacher)
 
 
-def judged(
-    supernet: Supernet, task: SentenceEmbedding, teacher: TeacherOutputs, setting: Setting, machine: dict[str, Any]
-) -> common.Row:
+def movie(data: Path) -> Bench:
+    """MiniLM as a sentence encoder."""
+    cache = data / "cache"
+    texts = TextData(str(data / "movie.csv"), train=3840)
+    return bench(SentenceEmbedding(str(data / "minilm"), texts, cache_dir=str(cache)), cache, "movie")
+
+
+def trec(data: Path) -> Bench:
+    """MiniLM fine-tuned on TREC questions for two epochs; kept when it is there."""
+    cache, folder = data / "cache", data / "minilm_trec"
+    texts = TextData(str(data / "trec.csv"), label_column="label", calibration=512, validation=1000, test=1000)
+    if not folder.is_dir():
+        plain = TextClassification(str(data / "minilm"), texts, new_head=True, cache_dir=str(cache))
+        model = plain.load_model()
+        steps = 2 * plain.samples.size("train") // 32
+        with Progress("Fine-tuning", steps) as bar:
+            settings = TrainSettings(learning_rate=1e-4)
+            distil(model, plain, None, Distiller(labels=1.0), settings, steps=steps, progress=bar)
+        aside = folder.with_name(f".{folder.name}.partial")
+        model.save_pretrained(aside)
+        plain.tokenizer.save_pretrained(aside)
+        aside.replace(folder)
+    return bench(TextClassification(str(folder), texts, cache_dir=str(cache)), cache, "trec")
+
+
+BENCHES: dict[str, Callable[[Path], Bench]] = {"movie sentences": movie, "TREC questions": trec}
+
+
+def judged(bench: Bench, setting: Setting, machine: dict[str, Any]) -> common.Row:
     """Train with one setting and judge on the validation split."""
-    evaluator = Evaluator(supernet, task, Distiller(**setting.loss), TrainSettings(**setting.training), teacher)
-    block = BlockConfig(setting.heads, setting.heads, setting.ffn)
-    subnet = SubnetConfig((block,) * supernet.shape.num_blocks, supernet.shape.hidden_size)
+    evaluator = Evaluator(
+        bench.supernet, bench.task, Distiller(**setting.loss), TrainSettings(**setting.training), bench.teacher
+    )
+    block, shape = BlockConfig(setting.heads, setting.heads, setting.ffn), bench.supernet.shape
     if setting.steps:
-        teacher.prepare(["train"])
+        bench.teacher.prepare(["train"])
     started = time.perf_counter()
+    subnet = SubnetConfig((block,) * shape.num_blocks, shape.hidden_size)
     metrics = evaluator.evaluate(subnet, setting.steps, seed=setting.seed)
-    found = {
-        "recall": round(metrics["recall"], 4),
-        "spearman": round(metrics["spearman"], 4),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
+    seconds = round(time.perf_counter() - started, 1)
+    main = bench.task.quality
+    others = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != main)
     return common.Row(
-        claim=f"cosine after {setting.steps} steps",
-        value=round(metrics["cosine"], 5),
-        n=task.samples.size("validation"),
-        anchor=ANCHOR if setting.steps == 120 else "",
-        context={**setting.context(), **found, "machine": machine},
+        claim=f"{main} after {setting.steps} steps",
+        value=round(metrics[main], 5),
+        n=bench.task.samples.size("validation"),
+        anchor=ANCHOR if setting.steps == 120 and main == "cosine" else "",
+        context={**setting.context(), "others": others, "seconds": seconds, "machine": machine},
     )
 
 
