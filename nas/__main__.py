@@ -129,7 +129,8 @@ def _explain_override(command: str, error: Exception) -> str:
         options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
         return f"unknown {group} {name!r}; known are {', '.join(options)}.{suggestion(name, options)}"
     if found := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"`{found[1]}` must be given, for example: nas {command} {found[1]}=VALUE"
+        name = getattr(error, "full_key", None) or found[1]
+        return f"`{name}` must be given, for example: nas {command} {name}=VALUE"
     return text
 
 

@@ -100,5 +100,5 @@ def _step(supernet: Supernet, evaluator: Evaluator, subnets: list[SubnetConfig],
         outputs = task.outputs(supernet.model, batch, evaluator.distiller.needs)
         loss = evaluator.distiller(outputs, targets, batch, subnet.kept) / len(subnets)
         loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss)
+        total += float(loss.detach())
     return total

@@ -95,8 +95,7 @@ def test_profile_prints_a_scorecard(searched, root, capsys):
     small = ["profile.num_subnets=10", "profile.held_out=3", "profile.protocol.max_seconds=0.05"]
     assert run(smoke(root, "profile", "space=width", *small)) == 0
     out = capsys.readouterr().out
-    assert "FLOPs alone" in out
-    assert "mape" in out
+    assert "judged on fresh ones" in out
 
 
 def test_training_the_supernet_keeps_the_teacher(searched, root, capsys):
