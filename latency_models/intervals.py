@@ -2,8 +2,8 @@
 
 Held-out errors come from refits without the row (the jackknife of Barber et al. 2021, arXiv 1905.02928, below 40 rows)
 or without its fold (their CV+ variant above), so their quantiles include what the fit itself is uncertain about.
-Dividing by the model's own spread, and by a trend over size, keeps small and large subnets equally covered (Lei et al.
-2018, arXiv 1604.04173).
+Dividing by the model's own spread, and by the errors' level at the subnet's size, keeps small and large subnets equally
+covered (Lei et al. 2018, arXiv 1604.04173).
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ import numpy as np
 from latency_models.features import Features, Floats, Integers
 
 JACKKNIFE_BELOW = 40
+ROWS_PER_LEVEL = 15
+MOST_LEVELS = 6
+LEVEL_PRIOR = 5.0
 
 
 class Model(Protocol):
@@ -68,26 +71,30 @@ def held_out(model: Model, features: Features, values: Floats, order: Floats | N
 
 @dataclass(frozen=True)
 class Calibration:
-    """Quantiles of held-out errors, and how errors trend with size.
+    """Quantiles of held-out errors, and how much larger errors are at some sizes than at others.
 
     Args:
         scores: Sorted held-out errors, each over its expected spread.
-        slope: By how much the logarithm of the spread rises with the logarithm of the predicted value.
-        centre: Logarithm of the predicted value at which the trend is 1.
+        edges: Predicted values between which errors have a level of their own.
+        levels: ``(edges + 1,)``: those levels, of which the mean over the rows is about 1.
     """
 
     scores: Floats
-    slope: float
-    centre: float
+    edges: Floats
+    levels: Floats
 
     @classmethod
     def of(cls, out: HeldOut, measured: Floats) -> Calibration:
         """Calibrate on held-out predictions."""
         relative = np.abs(measured / out.values - 1.0) / out.spreads
-        size = np.log(out.values)
-        centre = float(size.mean())
-        slope = _trend(size - centre, np.log(relative + 0.05 * float(np.median(relative)) + 1e-12))
-        return cls(np.sort(relative / np.exp(slope * (size - centre))), slope, centre)
+        count = int(np.clip(len(measured) // ROWS_PER_LEVEL, 1, MOST_LEVELS))
+        edges = np.quantile(out.values, np.arange(1, count) / count)
+        place = np.searchsorted(edges, out.values)
+        # A level is an average over few rows: it is shrunk towards the common one as by a handful of typical rows.
+        total = np.bincount(place, relative, minlength=count) + LEVEL_PRIOR * relative.mean()
+        levels = total / (np.bincount(place, minlength=count) + LEVEL_PRIOR)
+        levels = levels / relative.mean() if relative.mean() > 0 else np.ones(count)
+        return cls(np.sort(relative / levels[place]), edges, levels)
 
     def quantile(self, confidence: float) -> float:
         """The conformal quantile of the scores, with the correction for their finite number.
@@ -101,21 +108,10 @@ class Calibration:
         low = min(max(math.floor(place), 1), len(self.scores))
         high = min(low + 1, len(self.scores))
         # Between order statistics the quantile is interpolated: with 30 rows a whole step is 3 % of coverage.
-        return float(
-            self.scores[low - 1] + (place - math.floor(place)) * (self.scores[high - 1] - self.scores[low - 1])
-        )
+        step = float(self.scores[high - 1] - self.scores[low - 1])
+        return float(self.scores[low - 1]) + (place - math.floor(place)) * step
 
     def half_widths(self, values: Floats, spreads: Floats, confidence: float) -> Floats:
         """Half of the interval around each predicted value, in the values' unit."""
-        trend = np.exp(self.slope * (np.log(np.maximum(values, 1e-300)) - self.centre))
-        return self.quantile(confidence) * values * spreads * trend
-
-
-def _trend(size: Floats, logarithm: Floats) -> float:
-    """Slope of log errors over log size, shrunk towards 0 by as much as it is uncertain."""
-    total = float((size**2).sum())
-    if total <= 1e-12 * len(size):
-        return 0.0
-    slope = float((size * (logarithm - logarithm.mean())).sum()) / total
-    variance = float(np.var(logarithm)) / total
-    return slope * max(0.0, 1.0 - variance / slope**2) if slope else 0.0
+        level = self.levels[np.searchsorted(self.edges, values)]
+        return self.quantile(confidence) * values * spreads * level

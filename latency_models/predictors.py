@@ -11,11 +11,13 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from latency_models.additive import AdditiveModel
+from latency_models.drift import MIN_ROWS as MIN_SEGMENT
+from latency_models.drift import detect
 from latency_models.features import Features, Floats, from_table
 from latency_models.intervals import Calibration, HeldOut, Model, folds_of, held_out
 from latency_models.residual import ResidualModel
@@ -62,10 +64,13 @@ class CalibratedPredictor:
         folds: Folds of the cross-validation (from 40 rows; below, each row is left out by itself).
         seed: Draws the folds.
         costly: Names of the models that are tried only from `COSTLY_ROWS` rows.
+        priors: Name -> weight before any row is seen; 1 for those that are not named.
 
     Attributes:
         weights_: Name -> weight in the average, of the models that have one.
         errors_: Name -> cross-validated mean absolute relative error.
+        drift_: Shifted stretches of the profile, which are scaled back before fitting; None where the order is not
+            known or there are too few rows.
         held_out_: Predictions of the fitted rows by fits without them.
     """
 
@@ -73,6 +78,7 @@ class CalibratedPredictor:
     folds: int = 10
     seed: int = 0
     costly: tuple[str, ...] = ()
+    priors: Mapping[str, float] = field(default_factory=dict)
     weights_: dict[str, float] = field(default_factory=dict, init=False)
     errors_: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
@@ -83,13 +89,16 @@ class CalibratedPredictor:
             ValueError: There are fewer than 8 rows, or a value is not finite and positive.
         """
         values = check_values(features, values)
+        self.drift_ = detect(features, values, order) if order is not None and len(values) >= 2 * MIN_SEGMENT else None
+        if self.drift_ is not None:
+            values = self.drift_.steady(values)
         fold = folds_of(len(values), self.folds, self.seed)
         names = [name for name in self.models if name not in self.costly or len(values) >= COSTLY_ROWS]
         fitted = {name: copy.deepcopy(self.models[name]).fit(features, values, order) for name in names}
         outs = {name: held_out(fitted[name], features, values, order, fold) for name in names}
         losses = {name: np.abs(out.errors(values)) for name, out in outs.items()}
         self.errors_ = {name: float(loss.mean()) for name, loss in losses.items()}
-        self.weights_ = weights_of(losses)
+        self.weights_ = weights_of(losses, self.priors)
         self.fitted_ = {name: fitted[name] for name in self.weights_}
         self.held_out_ = HeldOut(
             sum((weight * outs[name].values for name, weight in self.weights_.items()), np.zeros(len(values))),
@@ -114,40 +123,52 @@ class CalibratedPredictor:
         return max(self.weights_, key=self.weights_.__getitem__)
 
 
-def weights_of(losses: Mapping[str, Floats]) -> dict[str, float]:
+def weights_of(losses: Mapping[str, Floats], priors: Mapping[str, float]) -> dict[str, float]:
     """Weights of models by their losses on the same rows ``(rows,)``, those below 5 % left out.
 
-    A model that is worse than the best by z standard errors of their paired difference weighs ``exp(-z^2 / 2)``.
+    A model that is worse than the best by z standard errors of their paired difference weighs ``exp(-z^2 / 2)`` times
+    its prior weight.
     """
     best = min(losses, key=lambda name: float(losses[name].mean()))
     raw = {}
     for name, loss in losses.items():
         difference = loss - losses[best]
         error = float(difference.std()) / math.sqrt(len(difference))
-        raw[name] = math.exp(-0.5 * (float(difference.mean()) / error) ** 2) if error > 0 else 1.0
+        likelihood = math.exp(-0.5 * (float(difference.mean()) / error) ** 2) if error > 0 else 1.0
+        raw[name] = likelihood * priors.get(name, 1.0)
     total = sum(raw.values())
     kept = {name: weight for name, weight in raw.items() if weight >= 0.05 * total}
     return {name: weight / sum(kept.values()) for name, weight in kept.items()}
 
 
-def additive() -> CalibratedPredictor:
+def additive(seed: int = 0) -> CalibratedPredictor:
     """The fast 30-sample predictor: non-negative coefficients of operator-level products."""
-    return CalibratedPredictor({"additive": AdditiveModel()})
+    return CalibratedPredictor({"additive": AdditiveModel()}, seed=seed)
 
 
-def lookup() -> CalibratedPredictor:
+def lookup(seed: int = 0) -> CalibratedPredictor:
     """A table entry per block variant, shrunk towards the additive model, which also fills what was never measured."""
-    return CalibratedPredictor({"lookup": ShrinkageModel(terms=("variants",))})
+    return CalibratedPredictor({"lookup": ShrinkageModel(terms=("variants",))}, seed=seed)
 
 
-def gaussian_process() -> CalibratedPredictor:
+def gaussian_process(seed: int = 0) -> CalibratedPredictor:
     """A Gaussian process over the additive prior."""
-    return CalibratedPredictor({"gaussian_process": ShrinkageModel(terms=("smooth",))})
+    return CalibratedPredictor({"gaussian_process": ShrinkageModel(terms=("smooth",))}, seed=seed)
 
 
 def gradient_boosting(seed: int = 0) -> CalibratedPredictor:
     """Boosted trees over the additive prior."""
-    return CalibratedPredictor({"trees": ResidualModel(AdditiveModel(), seed=seed)})
+    return CalibratedPredictor({"trees": ResidualModel(AdditiveModel(), seed=seed)}, seed=seed)
+
+
+def regression(regressor: Any, seed: int = 0) -> CalibratedPredictor:
+    """Any scikit-learn regressor over the additive prior.
+
+    Args:
+        regressor: Not yet fitted; learns the prior's relative residuals.
+        seed: Draws the folds.
+    """
+    return CalibratedPredictor({"regression": ResidualModel(AdditiveModel(), regressor)}, seed=seed)
 
 
 def auto(seed: int = 0) -> CalibratedPredictor:
@@ -167,7 +188,7 @@ def auto(seed: int = 0) -> CalibratedPredictor:
     )
 
 
-PREDICTORS: Mapping[str, Callable[[], CalibratedPredictor]] = {
+PREDICTORS: Mapping[str, Callable[[int], CalibratedPredictor]] = {
     "additive": additive,
     "lookup": lookup,
     "gaussian_process": gaussian_process,

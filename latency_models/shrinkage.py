@@ -20,6 +20,11 @@ from latency_models.evidence import maximise_evidence
 from latency_models.features import Features, Floats
 from latency_models.intervals import Model
 
+DRIFT_ROWS = 40
+"""Fewer rows cannot tell drift from coefficients."""
+MOST = 4.0
+"""Deviations by more than this factor are extrapolation, not physics."""
+
 
 @dataclass
 class ShrinkageModel:
@@ -43,7 +48,17 @@ class ShrinkageModel:
 
     def fit(self, features: Features, values: Floats, order: Floats | None = None) -> Self:
         """Fit to ``(rows,)`` positive values."""
-        self.prior.fit(features, values, order)
+        drift = self.drift and order is not None and len(values) >= DRIFT_ROWS
+        order = order if drift else None
+        self._fit_once(features, values, values, order)
+        if drift and len(values) >= 2 * DRIFT_ROWS:
+            # The prior knows no drift: it is fitted again to values from which the drift found so far is taken out.
+            level = self.level_[0] + self.level_[1] * self.size_ / _positive(self.prior.predict(features)[0])
+            self._fit_once(features, values, values / (1.0 + np.clip(self.drift_ - level, -0.5, 1.0)), order)
+        return self
+
+    def _fit_once(self, features: Features, values: Floats, steady: Floats, order: Floats | None) -> None:
+        self.prior.fit(features, steady, order)
         base = _positive(self.prior.predict(features)[0])
         self.size_ = float(np.exp(np.log(base).mean()))
         self.deviations_ = Deviations.of(features, self.terms)
@@ -57,7 +72,7 @@ class ShrinkageModel:
             families.append(relative[:, index] / scale[index])
         count = sum(family.shape[1] for family in families)
         absolute = self.size_ / base
-        slow = drift_columns(order) if self.drift and order is not None else np.zeros((len(base), 0))
+        slow = drift_columns(order) if order is not None else np.zeros((len(base), 0))
         if slow.size:
             families += [slow, slow * absolute[:, None]]
         posterior = maximise_evidence(families, values / base - 1.0, self.degrees, start=self.start_)
@@ -68,7 +83,6 @@ class ShrinkageModel:
         self.drift_ = of_time[0] + of_time[1] * absolute
         weights = huber_weights(self.drift_ - np.median(self.drift_))
         self.level_ = (of_time * weights).sum(axis=1) / weights.sum()
-        return self
 
     def predict(self, features: Features) -> tuple[Floats, Floats]:
         """Values ``(rows,)``, and their relative standard deviation, uncertainty of the coefficients included."""
@@ -77,7 +91,7 @@ class ShrinkageModel:
         matrix = np.column_stack([f[:, i] / s for f, i, s in zip(families, self.kept_, self.scales_, strict=True)])
         relative = 1.0 + matrix @ self.mean_ + self.level_[0] + self.level_[1] * self.size_ / base
         spread = np.sqrt(self.noise_ + ((matrix @ self.covariance_) * matrix).sum(axis=1))
-        return base * np.maximum(relative, 1e-3), spread
+        return base * np.clip(relative, 1.0 / MOST, MOST), spread
 
 
 def drift_columns(order: Floats, span: float = 0.1, knots: int = 64) -> Floats:
