@@ -99,6 +99,7 @@ def _step(supernet: Supernet, evaluator: Evaluator, subnets: list[SubnetConfig],
         supernet.activate(subnet)
         outputs = task.outputs(supernet.model, batch, evaluator.distiller.needs)
         loss = evaluator.distiller(outputs, targets, batch, subnet.kept) / len(subnets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        if loss.requires_grad:  # The largest subnet is the teacher itself: there is nothing to train in it.
+            loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     return total
