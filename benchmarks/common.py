@@ -1,101 +1,109 @@
-"""What all benchmarks share: their arguments, the form of their results, and where these go."""
+"""What all benchmarks share: their arguments, the form of their results, and the table they print.
+
+A result is one claim with its number: ``benchmarks/results/NAME.json`` holds a list of
+``{claim, value, unit, n, low, high, anchor, context}``, and is what the README's figures are read from.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-ASSETS = ROOT / ".assets"
-_PACKAGES = ("torch", "transformers", "onnxruntime", "scikit-learn", "optuna", "numpy")
-_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+RESULTS = Path(__file__).parent / "results"
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
+_PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "onnxruntime", "optuna")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One figure.
+class Result:
+    """One claim with its number.
 
     Args:
-        claim: What the figure is of; comparisons share it and differ in ``context["side"]``.
-        value: The figure.
-        unit: Its unit; ``""`` for a ratio or a score.
-        n: Of how many samples, repetitions or models.
-        low, high: Ends of its 95 % interval, where there is one.
-        anchor: What it is to be held against: a figure of another method, or of the issue.
-        context: What it depends on: side, seed, settings.
+        claim: What was measured, under the name by which the documentation refers to it.
+        value: The number.
+        unit: Its unit (``%``, ``ms``, ``tau``).
+        n: How many values it is a mean, a median or a share of.
+        low: Smallest of them, or lower end of an interval; None where there is none.
+        high: Largest of them, or upper end.
+        anchor: What to hold it against: another method's number or a target, in words.
+        context: The machine, the versions and the settings.
     """
 
     claim: str
     value: float
-    unit: str = ""
-    n: int = 1
+    unit: str
+    n: int
     low: float | None = None
     high: float | None = None
     anchor: str = ""
-    context: dict[str, Any] = field(default_factory=dict)
+    context: Mapping[str, Any] = field(default_factory=dict)
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the arguments that every benchmark takes."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--quick", action="store_true", help="minutes instead of the whole study")
-    made.add_argument("--data", type=Path, default=ASSETS, help="folder with the models and data that it reads")
-    made.add_argument("--results", type=Path, default=RESULTS, help="folder that the JSON goes to")
-    return made
+def parser(description: str) -> argparse.ArgumentParser:
+    """Arguments that every benchmark takes."""
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument("--quick", action="store_true", help="fewer seeds and rows: a smoke test, not a result")
+    arguments.add_argument("--data", type=Path, metavar="DIR", help="folder of the public data that it reads")
+    arguments.add_argument("--output", type=Path, metavar="FILE", help="where to write the JSON instead")
+    return arguments
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """What a reader must know of the machine: processor, its instructions, threads, versions."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {"cpu": _processor(), "threads": threads, "python": platform.python_version(), "versions": versions}
+def machine(**settings: Any) -> dict[str, Any]:
+    """The context of a result: CPU and its flags, threads, versions, and a benchmark's own settings (seeds)."""
+    info = _cpu_info()
+    flags = set(info.get("flags", info.get("features", "")).split())
+    return {
+        "cpu": info.get("model name", platform.processor() or platform.machine()),
+        "flags": [flag for flag in _FLAGS if flag in flags],
+        "cores": os.cpu_count(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        **settings,
+    }
 
 
-def write(name: str, rows: Sequence[Row], folder: Path = RESULTS) -> Path:
-    """Write ``folder/name.json``, a list of figures, aside first and then renamed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{name}.json"
-    aside = file.with_suffix(".partial")
-    aside.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
-    aside.replace(file)
-    return file
+def write(name: str, results: Sequence[Result], output: Path | None = None) -> Path:
+    """Write results as JSON to ``benchmarks/results/NAME.json``, or elsewhere."""
+    path = output or RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n", encoding="utf-8")
+    return path
 
 
-def read(name: str, folder: Path = RESULTS) -> list[Row]:
-    """The figures that an earlier run wrote; none where there was no run."""
-    file = folder / f"{name}.json"
-    return [Row(**row) for row in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
-
-
-def show(rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
-    """Print a table of figures, with these keys of their context as columns."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for name in ("claim", *columns, "value", "n", "anchor"):
-        table.add_column(name, justify="right" if name in ("value", "n") else "left")
+def show(results: Iterable[Result]) -> None:
+    """Print results as a table."""
+    rows = [("claim", "value", "low", "high", "n", "anchor")]
+    rows += [(r.claim, f"{r.value:.4g} {r.unit}", _number(r.low), _number(r.high), str(r.n), r.anchor) for r in results]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
-        interval = "" if row.low is None or row.high is None else f" [{row.low:.4g}, {row.high:.4g}]"
-        value = f"{row.value:.4g}{f' {row.unit}' if row.unit else ''}{interval}"
-        table.add_row(row.claim, *(str(row.context.get(c, "")) for c in columns), value, str(row.n), row.anchor)
-    Console(width=160).print(table)
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _processor() -> dict[str, Any]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = values.get("flags", "").split()
-    return {"model": values.get("model name", platform.processor()), "flags": [f for f in _FLAGS if f in flags]}
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_info() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo, where there is one."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in text.split("\n\n", 1)[0].splitlines() if ":" in line)
+    return {key.strip().lower(): value.strip() for key, value in pairs}
