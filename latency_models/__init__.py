@@ -1,0 +1,1 @@
+"""Running models on a device, timing them, and predicting the rest."""

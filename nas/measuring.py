@@ -170,7 +170,7 @@ class DeviceBench:
         checks: tuple[PredictionCheck, ...] = ()
         with bench.stage("fit predictor"):
             if len(test) >= 2:
-                judged = SubnetPredictor(shape, bench.workload, PREDICTORS[name]())
+                judged = SubnetPredictor(shape, bench.workload, PREDICTORS[name](bench.seed))
                 judged.fit([subnets[i] for i in train], values[train])
                 known = from_table(shape, [subnets[i] for i in train], bench.workload), values[train]
                 rows = from_table(shape, [subnets[i] for i in test], bench.workload), values[test]
@@ -178,7 +178,7 @@ class DeviceBench:
                 card = scorecard(judged.predictor, known, rows, noise_floor=floor, confidence=confidence)
                 scores = tuple(_score(title, row, floor) for title, row in card.rows().items())
                 checks = _checks(judged, [subnets[i] for i in test], values[test], confidence)
-            predictor = SubnetPredictor(shape, bench.workload, PREDICTORS[name]()).fit(subnets, values)
+            predictor = SubnetPredictor(shape, bench.workload, PREDICTORS[name](bench.seed)).fit(subnets, values)
         return FittedPredictor(predictor, len(subnets), scores, checks)
 
 
