@@ -2,8 +2,8 @@
 
 MiniLM without labels on movie sentences: a calibrated subnet with half of the encoder's parameters (6 heads, FFN 768 in
 every block) is distilled for 60 or 120 steps and judged on 1,000 validation sentences. Then the same for a classifier:
-MiniLM fine-tuned on TREC questions. Settings that an earlier run measured are kept (`--fresh` measures everything
-again), so that the study can be run in pieces.
+MiniLM fine-tuned on TREC questions. Settings that an earlier run measured on the same machine are kept (`--fresh`
+measures everything again), so that the study can be run in pieces.
 
     python benchmarks/distillation_defaults.py --quick          # the defaults and their neighbours
     python benchmarks/distillation_defaults.py --minutes 30
@@ -11,15 +11,17 @@ again), so that the study can be run in pieces.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import common
 import torch
+from common import Result
 
 from nas.distillation.losses import Distiller
 from nas.distillation.teacher import TeacherOutputs
@@ -123,8 +125,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     benches: dict[str, Bench] = {}
-    machine = common.machine(threads=1)
-    rows = [] if options.fresh else common.read(NAME, options.results)
+    machine = common.machine() | {"threads": torch.get_num_threads()}
+    output = options.output or common.RESULTS / f"{NAME}.json"
+    data = options.data or Path(__file__).resolve().parent.parent / ".assets"
+    rows = [] if options.fresh or not output.is_file() else [Result(**row) for row in json.loads(output.read_text())]
+    # Another processor or other versions give other figures.
+    rows = [row for row in rows if row.context["machine"] == machine]
     wanted = {key(setting.context()): setting for setting in settings(quick=options.quick)}
     missing = {name: setting for name, setting in wanted.items() if name not in {key(row.context) for row in rows}}
     started = time.monotonic()
@@ -133,12 +139,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if time.monotonic() - started > 60 * options.minutes:
                 break
             if setting.task not in benches:
-                benches[setting.task] = BENCHES[setting.task](options.data)
+                benches[setting.task] = BENCHES[setting.task](data)
             rows.append(judged(benches[setting.task], setting, machine))
-            common.write(NAME, rows, options.results)
+            common.write(NAME, rows, output)
             bar.advance(text=f"{setting.context()['loss']}: {rows[-1].value:.4f}")
     shown = sorted(rows, key=lambda row: (row.context["task"], row.context["subnet"], row.context["steps"], -row.value))
-    common.show(shown, ("task", "loss", "learning_rate", "batch_size", "subnet", "seed", "others", "seconds"))
+    columns = ("task", "subnet", "loss", "learning_rate", "batch_size", "seed")
+    common.show([replace(row, claim=f"{row.claim}: {[row.context[c] for c in columns]}") for row in shown])
     return 0
 
 
@@ -198,7 +205,7 @@ def trec(data: Path) -> Bench:
 BENCHES: dict[str, Callable[[Path], Bench]] = {"movie sentences": movie, "TREC questions": trec}
 
 
-def judged(bench: Bench, setting: Setting, machine: dict[str, Any]) -> common.Row:
+def judged(bench: Bench, setting: Setting, machine: dict[str, Any]) -> Result:
     """Train with one setting and judge on the validation split."""
     evaluator = Evaluator(
         bench.supernet, bench.task, Distiller(**setting.loss), TrainSettings(**setting.training), bench.teacher
@@ -212,9 +219,10 @@ def judged(bench: Bench, setting: Setting, machine: dict[str, Any]) -> common.Ro
     seconds = round(time.perf_counter() - started, 1)
     main = bench.task.quality
     others = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != main)
-    return common.Row(
+    return Result(
         claim=f"{main} after {setting.steps} steps",
         value=round(metrics[main], 5),
+        unit="",
         n=bench.task.samples.size("validation"),
         anchor=ANCHOR if setting.steps == 120 and main == "cosine" else "",
         context={**setting.context(), "others": others, "seconds": seconds, "machine": machine},
