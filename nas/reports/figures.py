@@ -93,7 +93,26 @@ def _front_traces(report: Report, rows: list[ModelRow]) -> list[Figure]:
         measured = [row for row in front if row.precision == precision and row.measured is not None]
         if measured:
             traces.append(_measured_trace(report, measured, f"measured {precision}", precision, "front"))
+            traces.append(_unbeaten_line(report, measured, precision))
     return traces
+
+
+def _unbeaten_line(report: Report, rows: list[ModelRow], precision: str) -> Figure:
+    """A line through the measured models that no other of the same precision beats in both quality and latency."""
+    sign = 1 if report.higher_is_better else -1
+    kept: list[tuple[float, float]] = []
+    for latency, quality in sorted((row.latency_ms or 0.0, row.metrics[report.quality]) for row in rows):
+        if not kept or sign * quality > sign * kept[-1][1]:
+            kept.append((latency, quality))
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [latency for latency, _ in kept],
+        "y": [quality for _, quality in kept],
+        "line": {"color": PRECISION_COLOURS.get(precision, "var(--other)"), "width": 1, "dash": "dot"},
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
 
 
 def _teacher_traces(report: Report, rows: list[ModelRow]) -> list[Figure]:
@@ -106,11 +125,10 @@ def _measured_trace(report: Report, rows: list[ModelRow], name: str, precision: 
     symbol = "star" if role == "teacher" else PRECISION_SYMBOLS.get(precision, "triangle-up")
     return {
         "type": "scatter",
-        "mode": "lines+markers" if role == "front" else "markers",
+        "mode": "markers",
         "name": html.escape(name),
         "x": [row.latency_ms for row in rows],
         "y": [row.metrics[report.quality] for row in rows],
-        "line": {"color": PRECISION_COLOURS.get(precision, "var(--other)"), "width": 1, "dash": "dot"},
         "marker": {
             "color": PRECISION_COLOURS.get(precision, "var(--other)"),
             "size": 15 if role == "teacher" else 11,
@@ -177,7 +195,7 @@ def _range(pairs: list[tuple[str, str, Interval, float]]) -> tuple[float, float]
     low = min(min(interval.low, measured) for _, _, interval, measured in pairs)
     high = max(max(interval.high, measured) for _, _, interval, measured in pairs)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - margin, high + margin
+    return max(low - margin, 0.0), high + margin  # A latency is never negative.
 
 
 def sensitivity_figure(report: Report) -> Figure | None:

@@ -188,6 +188,16 @@ def test_ten_thousand_trials_are_drawn_by_the_gpu_and_none_is_lost() -> None:
     assert (trace["type"], len(trace["x"])) == ("scattergl", 10_000)
 
 
+def test_the_line_of_the_front_passes_only_models_that_nothing_beats() -> None:
+    rows = [row for row in make_models() if row.role == "front" and row.precision == "fp32"]
+    rows[1] = dataclasses.replace(rows[1], metrics={"cosine": 0.5})
+    figure = front_figure(make_report(models=tuple(rows)))
+    assert figure is not None
+    (line,) = (trace for trace in figure["data"] if trace["mode"] == "lines")
+    assert line["y"] == sorted(line["y"])
+    assert len(line["x"]) == len(rows) - 1
+
+
 def test_an_empty_study_still_gives_a_report(tmp_path: Path) -> None:
     report = make_report(
         models=(), explored=(), checks=(), scorecard=(), sensitivity=None, stages=(), commands=(), notes=(),
