@@ -16,7 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT / ".assets"
+RESULTS = ROOT / "benchmarks" / "results"
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
 _PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "onnxruntime", "optuna")
 

@@ -92,11 +92,11 @@ def settings(*, quick: bool) -> list[Setting]:
         *first,
         *(Setting(60, loss) for loss in losses),
         *(Setting(120, training={"learning_rate": rate}) for rate in (2e-4, 4e-4, 8e-4)),
+        *classifier_settings(),
         *(Setting(60, training=change) for change in changes),
         *(Setting(steps, seed=seed) for seed in (1, 2) for steps in (60, 120)),
         *(Setting(steps, heads=heads, ffn=ffn) for heads, ffn in ((9, 1152), (3, 512)) for steps in (0, 60, 120)),
         Setting(300),
-        *classifier_settings(),
     ]
 
 
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     benches: dict[str, Bench] = {}
     machine = common.machine() | {"threads": torch.get_num_threads()}
     output = options.output or common.RESULTS / f"{NAME}.json"
-    data = options.data or Path(__file__).resolve().parent.parent / ".assets"
+    data = options.data or common.ASSETS
     rows = [] if options.fresh or not output.is_file() else [Result(**row) for row in json.loads(output.read_text())]
     # Another processor or other versions give other figures.
     rows = [row for row in rows if row.context["machine"] == machine]

@@ -19,61 +19,63 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import common
+from common import Result
 
 
 def main() -> int:
     arguments = common.parser(__doc__)
     arguments.add_argument("--root", type=Path, default=common.ROOT / "runs", help="folder of the study")
     options = arguments.parse_args()
-    if not (options.data / "minilm").is_dir() or not (options.data / "movie.csv").is_file():
-        print(f"skipped: {options.data} lacks minilm/ or movie.csv; run `make assets`")
+    data = options.data or common.ASSETS
+    if not (data / "minilm").is_dir() or not (data / "movie.csv").is_file():
+        print(f"skipped: {data} lacks minilm/ or movie.csv; run `make assets`")
         return 0
     from nas.__main__ import run
 
     quick = ["search.num_trials=12", "study=quickstart-quick", "finalists.steps=10"] if options.quick else []
-    paths = [f"model.path={options.data / 'minilm'}", f"task.data.path={options.data / 'movie.csv'}"]
+    paths = [f"model.path={data / 'minilm'}", f"task.data.path={data / 'movie.csv'}"]
     started = time.perf_counter()
     if code := run(["search", "experiment=quickstart", f"root={options.root}", *paths, *quick]):
         return code
     seconds = time.perf_counter() - started
     study = "quickstart-quick" if options.quick else "quickstart"
     rows = figures(options.root / study, seconds) + overhead()
-    common.show(rows, ("model", "precision"))
-    print(common.write("spine_quick" if options.quick else "spine", rows, options.results))
+    common.show(rows)
+    print(common.write("spine_quick" if options.quick else "spine", rows, options.output))
     return 0
 
 
-def figures(directory: Path, seconds: float) -> list[common.Row]:
+def figures(directory: Path, seconds: float) -> list[Result]:
     """Rows of the study's report."""
     from nas.reports.data import Report
 
     report = Report.load(directory / "report.json")
     base = {**common.machine(threads=int(report.device.get("threads", "1"))), "study": report.study}
-    rows = [common.Row("whole run", seconds, "s", context=base)]
+    rows = [Result("whole run", seconds, "s", context=base)]
     rows += [
-        common.Row(f"stage: {stage.name}", stage.seconds, "s", context={**base, "reused": stage.reused})
+        Result(f"stage: {stage.name}", stage.seconds, "s", context={**base, "reused": stage.reused})
         for stage in report.stages
     ]
     for model in report.models:
         context = {**base, "model": model.name, "precision": model.precision}
         for name, value in model.metrics.items():
-            rows.append(common.Row(name, value, n=1000, context=context))
+            rows.append(Result(name, value, n=1000, context=context))
         if model.measured:
-            rows.append(common.Row("latency", model.measured.p50_ms, "ms", model.measured.n, context=context))
+            rows.append(Result("latency", model.measured.p50_ms, "ms", model.measured.n, context=context))
         for name, speedup in (("fp32", model.speedup_fp32), ("int8", model.speedup_int8)):
             if speedup and model.measured:
                 values = (speedup.value, "x", model.measured.n, speedup.low, speedup.high)
-                rows.append(common.Row(f"speed-up over the {name} teacher", *values, context=context))
+                rows.append(Result(f"speed-up over the {name} teacher", *values, context=context))
     for score in report.scorecard:
         for name, value in score.scores.items():
-            rows.append(common.Row(f"predictor {name}", value, n=score.n, context={**base, "model": score.predictor}))
+            rows.append(Result(f"predictor {name}", value, n=score.n, context={**base, "model": score.predictor}))
     search = [stage.seconds for stage in report.stages if stage.name == "search" and not stage.reused]
     if search and report.explored:
-        rows.append(common.Row("evaluations per minute", 60 * len(report.explored) / search[0], "1/min", context=base))
+        rows.append(Result("evaluations per minute", 60 * len(report.explored) / search[0], "1/min", context=base))
     return rows
 
 
-def overhead(trials: int = 60) -> list[common.Row]:
+def overhead(trials: int = 60) -> list[Result]:
     """What the engine costs a trial beside its evaluation, on the default storage."""
     import optuna
     from transformers import BertConfig, BertModel
@@ -106,7 +108,7 @@ def overhead(trials: int = 60) -> list[common.Row]:
     spread = statistics.quantiles(steps, n=20)
     context = {**common.machine(threads=1), "parameters": len(space.dimensions), "sampler": "random"}
     return [
-        common.Row(
+        Result(
             "engine overhead per trial",
             statistics.median(steps),
             "ms",

@@ -74,14 +74,35 @@ def _run_hydra(command: str, overrides: list[str]) -> None:
     # Errors come to us as exceptions, and not as Hydra's text with exit code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [f"nas {command}", *overrides]
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(_task_function(command))()
+    failures: list[Exception] = []
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(
+        _task_function(command, failures, os.getpid())
+    )()
+    for error in failures[:-1]:
+        _fail(_one_line(error))
+    if failures:
+        raise failures[-1]
 
 
-def _task_function(command: str) -> Callable[[DictConfig], Any]:
+def _task_function(command: str, failures: list[Exception], parent: int) -> Callable[[DictConfig], Any]:
+    """What Hydra runs as a job; a sweep's other jobs go on when one fails.
+
+    Args:
+        command: The command's name.
+        failures: Takes what jobs raise: Hydra would print lines of its own above ours.
+        parent: The process that reads the list. A launcher's other processes raise, and the launcher tells.
+    """
+
     def task_function(config: DictConfig) -> Any:
         from nas import commands
 
-        return getattr(commands, command)(config)
+        try:
+            return getattr(commands, command)(config)
+        except Exception as error:
+            if os.getpid() != parent:
+                raise
+            failures.append(error)
+            return None
 
     # Hydra names the job after the file in which the function is written.
     return task_function

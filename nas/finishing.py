@@ -79,12 +79,17 @@ class Finish:
         return self._report(found, rows)
 
     def _distilled(self, chosen: Sequence[Candidate]) -> set[int]:
-        """Numbers of the members that are distilled: the fastest ones but the very fastest, which gain the most."""
-        count = int(self.settings["distil"])
-        if not count or not int(self.settings["steps"]):
+        """Numbers of the members that are distilled: the fastest ones, which gain the most."""
+        count = int(self.settings["distil"]) if int(self.settings["steps"]) else 0
+        if not count:
             return set()
-        inner = list(chosen[1 : count + 1]) if len(chosen) > count else list(chosen[:count])
-        return {candidate.number for candidate in inner}
+        samples, teacher = self.bench.task.samples, self.bench.evaluator.teacher
+        with (
+            self.bench.stage("teacher outputs for distillation"),
+            self.bench.progress("Teacher outputs", len(samples.order("train", teacher.batch_size))) as bar,
+        ):
+            teacher.prepare(["train"], bar)
+        return {candidate.number for candidate in chosen[:count]}
 
     # -- models -----------------------------------------------------------------------------------------------------
 

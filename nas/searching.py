@@ -149,6 +149,8 @@ class SearchBench:
         objective = Objective(bench.space, self.costs, self.evaluate, self.objectives, self.limits, self.cache)
         sampler = build(bench.config["sampler"])
         _ = bench.evaluator
+        # Before the clock of the search's progress line starts.
+        warm_start = self.warm_start()
         with bench.progress("Searching", int(settings["num_trials"])) as bar:
             search = Search(
                 self.directory,
@@ -157,7 +159,7 @@ class SearchBench:
                 bind(sampler, bench.space, self.costs, self.limits, self.objectives, seed=bench.seed),
                 int(settings["num_trials"]),
                 storage=build(bench.config["storage"]),
-                warm_start=self.warm_start(),
+                warm_start=warm_start,
                 context={
                     "task": bench.config["task"],
                     "model": bench.teacher_hash,

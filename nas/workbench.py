@@ -80,6 +80,10 @@ class Workbench:
     @cached_property
     def teacher(self) -> nn.Module:
         """The pretrained model, whole and unchanged."""
+        from transformers.utils import logging
+
+        # Loading takes no time worth a second progress bar beside ours.
+        logging.disable_progress_bar()
         with self.stage("load teacher"):
             return self.task.load_model()
 

@@ -136,6 +136,22 @@ def test_mistakes_get_one_clear_line_and_exit_code_2(searched, root, capsys, ove
     assert message in lines[0]
 
 
+def test_nothing_stands_beside_the_one_line(tmp_path):
+    command = [sys.executable, "-m", "nas", "report", f"root={tmp_path}", "study=missing", "hydra.run.dir=run"]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert [line[:5] for line in ended.stderr.splitlines()] == ["nas: "]
+
+
+def test_a_sweep_goes_on_after_a_failed_job(searched, root, capsys):
+    assert searched.is_dir()
+    sweep = ["-m", "study=missing,smoke", f"hydra.sweep.dir={root}/sweep"]
+    assert run(["report", f"root={root}", *sweep, *FAST]) == 2
+    said = capsys.readouterr()
+    assert "`study` must be one of" in said.err
+    assert "report.html" in said.out
+
+
 def test_debug_shows_where():
     with pytest.raises(ValueError, match="study"):
         run(["--debug", "report", "root=/nonexistent", "study=a/b", *FAST])
