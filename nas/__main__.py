@@ -73,7 +73,9 @@ def _run_hydra(command: str, overrides: list[str]) -> None:
 
     # Errors come to us as exceptions, and not as Hydra's text with exit code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [f"nas {command}", *overrides]
+    # Hydra's parser takes overrides in one piece only; people write -m where they think of it.
+    multirun = [text for text in overrides if text in ("-m", "--multirun")]
+    sys.argv = [f"nas {command}", *multirun, *(text for text in overrides if text not in multirun)]
     failures: list[Exception] = []
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(
         _task_function(command, failures, os.getpid())

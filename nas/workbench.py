@@ -83,7 +83,7 @@ class Workbench:
         from transformers.utils import logging
 
         # Loading takes no time worth a second progress bar beside ours.
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         with self.stage("load teacher"):
             return self.task.load_model()
 
