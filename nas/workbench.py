@@ -139,6 +139,7 @@ class Workbench:
         """The compensated variants: loaded where an earlier run left them, else calibrated."""
         from search_spaces.calibrate import calibrate
         from search_spaces.library import Library
+        from search_spaces.observe import passes
 
         path, settings = self.library_path, self.config["calibrate"]
         trained = path.with_suffix(".trained.safetensors")
@@ -151,7 +152,7 @@ class Workbench:
             with self.stage("calibrate", reused=True):
                 return Library.load(path)
         batches = list(self.task.batches("calibration", settings["batch_size"]))
-        total = len(batches) + self.space.shape.num_blocks
+        total = len(batches) * len(passes(self.space.shape)) + self.space.shape.num_blocks
         with self.stage("calibrate"), self.progress("Calibrating", total) as bar:
             library = calibrate(
                 self.teacher,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from search_spaces.families import ModelShape
-from search_spaces.subnet import SKIPPED, BlockConfig, SubnetConfig
+from search_spaces.subnet import SKIPPED, BlockConfig, SubnetConfig, saves
 
 
 def canonical(shape: ModelShape, subnet: SubnetConfig) -> SubnetConfig:
@@ -23,19 +23,19 @@ def canonical_block(shape: ModelShape, block: BlockConfig, hidden_size: int) -> 
     for name, value, full in (("heads", block.heads, shape.heads), ("ffn", block.ffn, shape.ffn)):
         if value > full:
             raise ValueError(f"`{name}` must be at most the teacher's {full}, but got {value}.")
-    query, key = block.heads * shape.head_dim, block.kv_heads * shape.head_dim
+    width = block.heads * shape.head_dim
 
-    def saves(rank: int, inputs: int, outputs: int) -> bool:
-        return 0 < rank * (inputs + outputs) < inputs * outputs
+    def effective(name: str, inputs: int, *outputs: int) -> int:
+        rank: int = getattr(block, name)
+        return rank if any(saves(rank, inputs, output) for output in outputs) else 0
 
-    qkv = saves(block.rank_qkv, hidden_size, query) or saves(block.rank_qkv, hidden_size, key)
     return BlockConfig(
         heads=block.heads,
         kv_heads=block.kv_heads,
         ffn=block.ffn,
-        rank_qkv=block.rank_qkv if qkv else 0,
-        rank_attention_out=block.rank_attention_out if saves(block.rank_attention_out, query, hidden_size) else 0,
-        rank_ffn_in=block.rank_ffn_in if saves(block.rank_ffn_in, hidden_size, block.ffn) else 0,
-        rank_ffn_out=block.rank_ffn_out if saves(block.rank_ffn_out, block.ffn, hidden_size) else 0,
+        rank_qkv=effective("rank_qkv", hidden_size, *shape.qkv_rows(block.heads, block.kv_heads)),
+        rank_attention_out=effective("rank_attention_out", width, hidden_size),
+        rank_ffn_in=effective("rank_ffn_in", hidden_size, shape.ffn_in_rows(block.ffn)),
+        rank_ffn_out=effective("rank_ffn_out", block.ffn, hidden_size),
         precision=block.precision,
     )

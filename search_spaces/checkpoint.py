@@ -17,12 +17,14 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from search_spaces.canonical import canonical
 from search_spaces.elastic import LinearWeights
-from search_spaces.families import ModelFamily, ModelShape, blocks_of, family_of
+from search_spaces.families import ModelFamily, ModelShape, blocks_of, family_of, projection_weights
+from search_spaces.layout import layouts
 from search_spaces.subnet import BlockConfig, SubnetConfig
-from search_spaces.supernet import set_head_counts
+from search_spaces.supernet import keep_blocks, set_head_counts
 
 SUBNET_FILE = "subnet.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -86,12 +88,9 @@ def load_subnet(directory: Path) -> Any:
         subnet = canonical(shape, SubnetConfig.from_dict(description["subnet"]))
     except ValueError as error:
         raise ValueError(f"{directory / SUBNET_FILE}: {error}") from error
-    model = _empty_model(directory, description["architecture"])
+    model = _empty_model(directory, description["architecture"], shape, subnet)
     family = family_of(model)
-    blocks = blocks_of(model)
-    if len(blocks) != subnet.depth:
-        raise ValueError(f"{directory}: config.json has {len(blocks)} blocks, but {SUBNET_FILE} leaves {subnet.depth}.")
-    for block, index in zip(blocks, subnet.kept, strict=True):
+    for block, index in zip(blocks_of(model), subnet.kept, strict=True):
         _reshape(block, family, shape, subnet.blocks[index])
     _load_weights(model, directory / WEIGHTS_FILE)
     return model.eval()
@@ -130,44 +129,44 @@ def _shape(data: Any, directory: Path) -> ModelShape:
     return ModelShape(**data)
 
 
-def _empty_model(directory: Path, architecture: Any) -> Any:
-    """A model of the stock class, with the right number of blocks and weights still to come."""
+def _empty_model(directory: Path, architecture: Any, shape: ModelShape, subnet: SubnetConfig) -> Any:
+    """A model of the stock class with the blocks that are left, of full size, and weights still to come."""
     cls = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         rule = "`architecture` must be a model class of transformers"
         raise ValueError(f"{directory / SUBNET_FILE}: {rule}, but got {architecture!r}.")
     try:
-        config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        config: Any = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{directory}: config.json cannot be read ({error}).") from error
-    return cls(config)
+    if config.num_hidden_layers != subnet.depth:
+        blocks = f"config.json has {config.num_hidden_layers} blocks"
+        raise ValueError(f"{directory}: {blocks}, but {SUBNET_FILE} leaves {subnet.depth}.")
+    # Some families treat a block by its place in the full model (ModernBERT's first has no norm before attention), so
+    # all blocks are made and some are left out.
+    types = getattr(config, "layer_types", None)
+    if types is not None:
+        kept = iter(types)
+        types = [next(kept) if index in subnet.kept else "full_attention" for index in range(shape.num_blocks)]
+    full = {"num_hidden_layers": shape.num_blocks} | ({"layer_types": types} if types is not None else {})
+    model = cls(type(config).from_dict({**config.to_dict(), **full}))
+    keep_blocks(model, list(blocks_of(model)), subnet.kept, types)
+    return model
 
 
 def _reshape(block: nn.Module, family: ModelFamily, shape: ModelShape, config: BlockConfig) -> None:
     """Give every projection of a full block the sizes of its variant; the weights are loaded afterwards."""
-    query, key = config.heads * shape.head_dim, config.kv_heads * shape.head_dim
-    hidden = shape.hidden_size
-    sizes = [
-        (family.query, hidden, query, config.rank_qkv),
-        (family.key, hidden, key, config.rank_qkv),
-        (family.value, hidden, key, config.rank_qkv),
-        (family.attention_out, query, hidden, config.rank_attention_out),
-        *((path, hidden, config.ffn, config.rank_ffn_in) for path in family.ffn_in),
-        (family.ffn_out, config.ffn, hidden, config.rank_ffn_out),
-    ]
-    for path, inputs, outputs, rank in sizes:
-        old = block.get_submodule(path)
-        assert isinstance(old, nn.Linear)
-        compensated = path in (family.attention_out, family.ffn_out) and inputs < old.weight.shape[1]
-        factored = 0 < rank * (inputs + outputs) < inputs * outputs
-        # Compensation and factors put the mean of what was removed into a bias, also where the teacher has none.
-        biased = any(name == "bias" for name, _ in old.named_parameters())
-        bias = torch.empty(outputs) if biased or compensated or factored else None
-        if factored:
+    for path, layout in layouts(family, shape, config).items():
+        weight, bias = projection_weights(block, path)
+        bias = None if bias is None else torch.empty(layout.outputs)
+        inputs, outputs, rank = layout.inputs, layout.outputs, layout.rank
+        if weight.shape == (outputs, inputs) and not rank:
+            continue
+        if rank:
             weights = LinearWeights(torch.empty(outputs, rank), bias, torch.empty(rank, inputs))
         else:
             weights = LinearWeights(torch.empty(outputs, inputs), bias)
-        block.set_submodule(path, weights.module())
+        block.set_submodule(path, weights.module(transposed=isinstance(block.get_submodule(path), Conv1D)))
     set_head_counts(block, family, config, shape)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.families import ModelShape
-from search_spaces.subnet import PRECISIONS, SubnetConfig, SubnetTable
+from search_spaces.subnet import PRECISIONS, SubnetConfig, SubnetTable, saves
 
 Phase = Literal["encode", "prefill", "decode"]
 _BYTES = np.array([{"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "int4": 0.5}[name] for name in PRECISIONS])
@@ -84,19 +84,20 @@ class Projection:
 
 
 def effective_rank(rank: NDArray[np.int64], inputs: NDArray[np.int64], outputs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The rank where two factors are smaller than the matrix, else 0 (dense): the break-even rule, in one place."""
-    return np.where((rank > 0) & (rank * (inputs + outputs) < inputs * outputs), rank, 0)
+    """The rank where two factors are smaller than the matrix, else 0 (dense)."""
+    return np.where(saves(rank, inputs, outputs), rank, 0)
 
 
 def projections(shape: ModelShape, table: SubnetTable) -> tuple[Projection, ...]:
     """The projections of every block of every subnet, in the order in which they run."""
     hidden = np.broadcast_to(table.hidden_size[:, None], table.heads.shape)
-    query, key = table.heads * shape.head_dim, table.kv_heads * shape.head_dim
+    qkv = shape.qkv_rows(table.heads, table.kv_heads)
+    of_qkv = [("qkv", 1)] if shape.fused_qkv else [("query", 1), ("key_value", 2)]
+    widening, width = 2 if shape.gated and not shape.fused_ffn else 1, table.heads * shape.head_dim
     rows = (
-        ("query", 1, hidden, query, table.rank_qkv, shape.bias_qkv),
-        ("key_value", 2, hidden, key, table.rank_qkv, shape.bias_qkv),
-        ("attention_out", 1, query, hidden, table.rank_attention_out, shape.bias_attention_out),
-        ("ffn_in", 2 if shape.gated else 1, hidden, table.ffn, table.rank_ffn_in, shape.bias_ffn_in),
+        *((name, n, hidden, out, table.rank_qkv, shape.bias_qkv) for (name, n), out in zip(of_qkv, qkv, strict=True)),
+        ("attention_out", 1, width, hidden, table.rank_attention_out, shape.bias_attention_out),
+        ("ffn_in", widening, hidden, shape.ffn_in_rows(table.ffn), table.rank_ffn_in, shape.bias_ffn_in),
         ("ffn_out", 1, table.ffn, hidden, table.rank_ffn_out, shape.bias_ffn_out),
     )
     return tuple(
@@ -119,7 +120,9 @@ def costs(shape: ModelShape, subnets: Sequence[SubnetConfig] | SubnetTable, work
             # A sublayer that is not there leaves no bias either.
             there = (projection.inputs > 0) & (projection.outputs > 0)
             biases += projection.count * np.where(there, projection.outputs, 0)
-    block_parameters = np.where(kept, weights + biases + shape.block_other_parameters, 0)
+    others = np.full(table.heads.shape, shape.block_other_parameters)
+    others[:, 0] -= shape.first_block_lacks
+    block_parameters = np.where(kept, weights + biases + others, 0)
     # Scores and weighted values: two products of (new tokens x all tokens x head_dim) per head.
     attention = 2 * table.heads * shape.head_dim * tokens * workload.sequence_length
     macs = (tokens * weights + attention) * kept

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +24,15 @@ class LinearWeights:
     bias: Tensor | None
     down: Tensor | None = None
 
-    @property
-    def in_features(self) -> int:
-        """Width of the input."""
-        return (self.weight if self.down is None else self.down).shape[1]
+    def module(self, *, transposed: bool = False) -> nn.Module:
+        """A plain module with its own copy of the tensors: one ``nn.Linear``, or two in an ``nn.Sequential``.
 
-    def module(self) -> nn.Linear | nn.Sequential:
-        """A plain module with its own copy of the tensors: one ``nn.Linear``, or two in an ``nn.Sequential``."""
-        up = _linear(self.weight, self.bias)
-        return up if self.down is None else nn.Sequential(_linear(self.down, None), up)
+        Args:
+            transposed: Make a dense one the ``Conv1D`` of `transformers`, as GPT-2 has it.
+        """
+        if self.down is not None:
+            return nn.Sequential(_linear(self.down, None), _linear(self.weight, self.bias))
+        return _conv1d(self.weight, self.bias) if transposed else _linear(self.weight, self.bias)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -42,16 +43,34 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return linear
 
 
+def _conv1d(weight: Tensor, bias: Tensor | None) -> Conv1D:
+    with torch.device("meta"):
+        module = Conv1D(*weight.shape)  # type: ignore[no-untyped-call]
+    bias = torch.zeros_like(weight[:, 0]) if bias is None else bias
+    module.weight = nn.Parameter(weight.detach().T.clone(memory_format=torch.contiguous_format))
+    module.bias = nn.Parameter(bias.detach().clone())
+    return module
+
+
 class ElasticLinear(nn.Module):
     """A projection that runs whichever variant is active.
 
     It owns no weights: the supernet's library does, and `activate` points at slices of it. So activating costs
     microseconds, and many widths and ranks share their tensors.
+
+    Args:
+        weights: The variant that is active first.
+        transposed: Whether the teacher's module stores its weight transposed (``Conv1D``).
     """
 
-    def __init__(self, weights: LinearWeights) -> None:
+    def __init__(self, weights: LinearWeights, *, transposed: bool = False) -> None:
         super().__init__()
         self.active = weights
+        self._transposed = transposed
+
+    def plain(self) -> nn.Module:
+        """The active variant as the module that the teacher would have in its place."""
+        return self.active.module(transposed=self._transposed)
 
     def activate(self, weights: LinearWeights) -> None:
         """Make a variant the one that `forward` runs."""

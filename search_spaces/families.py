@@ -5,10 +5,17 @@ To add a family, add a row to `FAMILIES`; the contract tests in `tests/contracts
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-from torch import nn
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from search_spaces.counting import linear_macs
+
+Size = TypeVar("Size", int, NDArray[np.int64])
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +26,14 @@ class ModelFamily:
         name: The family's name, and the ``config.model_type`` of its first member.
         model_types: Values of ``config.model_type`` that this row serves.
         blocks: Path of the ``nn.ModuleList`` of blocks in the base model.
-        query, key, value, attention_out: Paths of the attention's projections in a block.
-        ffn_in: Paths of the projections that widen: one, or gate and up.
+        query, key, value: Paths of the attention's projections in a block; the same path three times where one
+            matrix holds their rows one after the other.
+        attention_out: Path of the projection that follows the attention.
+        ffn_in: Paths of the projections that widen: one, or gate and up; the same path twice where one matrix holds
+            the rows of both.
         ffn_out: Path of the projection that narrows.
         attention: Path of the module that holds the attention's head counts.
+        attention_norm, ffn_norm: Paths of the two norms.
         post_norm: Whether norms follow the residual sums (BERT) or precede the sublayers (GPT, Llama, ViT).
         causal: Whether tokens see only the tokens before them.
         layer_index: Paths, in a block, of modules whose ``layer_idx`` names the block's place in the KV cache.
@@ -38,31 +49,138 @@ class ModelFamily:
     ffn_in: tuple[str, ...]
     ffn_out: str
     attention: str
+    attention_norm: str
+    ffn_norm: str
     post_norm: bool
     causal: bool
     layer_index: tuple[str, ...] = ()
 
     @property
     def projections(self) -> tuple[str, ...]:
-        """Paths of all the projections of a block."""
-        return (self.query, self.key, self.value, self.attention_out, *self.ffn_in, self.ffn_out)
+        """Paths of all the projections of a block, each once."""
+        paths = (self.query, self.key, self.value, self.attention_out, *self.ffn_in, self.ffn_out)
+        return tuple(dict.fromkeys(paths))
+
+    @property
+    def fused_qkv(self) -> bool:
+        """Whether one matrix holds query, key and value."""
+        return self.query == self.key == self.value
+
+    @property
+    def gated(self) -> bool:
+        """Whether the FFN has a gate beside the projection that widens."""
+        return len(self.ffn_in) > 1
+
+    @property
+    def fused_ffn(self) -> bool:
+        """Whether one matrix holds gate and up."""
+        return self.gated and len(set(self.ffn_in)) == 1
 
 
+_BERT = ModelFamily(
+    name="bert",
+    model_types=("bert",),
+    blocks="encoder.layer",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    attention_out="attention.output.dense",
+    ffn_in=("intermediate.dense",),
+    ffn_out="output.dense",
+    attention="attention.self",
+    attention_norm="attention.output.LayerNorm",
+    ffn_norm="output.LayerNorm",
+    post_norm=True,
+    causal=False,
+    layer_index=("attention.self",),
+)
+_LLAMA = ModelFamily(
+    name="llama",
+    model_types=("llama", "mistral", "qwen2"),
+    blocks="layers",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    attention_out="self_attn.o_proj",
+    ffn_in=("mlp.gate_proj", "mlp.up_proj"),
+    ffn_out="mlp.down_proj",
+    attention="self_attn",
+    attention_norm="input_layernorm",
+    ffn_norm="post_attention_layernorm",
+    post_norm=False,
+    causal=True,
+    layer_index=("self_attn",),
+)
 FAMILIES: tuple[ModelFamily, ...] = (
+    _BERT,
+    replace(_BERT, name="roberta", model_types=("roberta", "xlm-roberta", "camembert")),
     ModelFamily(
-        name="bert",
-        model_types=("bert",),
-        blocks="encoder.layer",
-        query="attention.self.query",
-        key="attention.self.key",
-        value="attention.self.value",
-        attention_out="attention.output.dense",
-        ffn_in=("intermediate.dense",),
-        ffn_out="output.dense",
-        attention="attention.self",
+        name="distilbert",
+        model_types=("distilbert",),
+        blocks="transformer.layer",
+        query="attention.q_lin",
+        key="attention.k_lin",
+        value="attention.v_lin",
+        attention_out="attention.out_lin",
+        ffn_in=("ffn.lin1",),
+        ffn_out="ffn.lin2",
+        attention="attention",
+        attention_norm="sa_layer_norm",
+        ffn_norm="output_layer_norm",
         post_norm=True,
         causal=False,
-        layer_index=("attention.self",),
+    ),
+    ModelFamily(
+        name="modernbert",
+        model_types=("modernbert",),
+        blocks="layers",
+        query="attn.Wqkv",
+        key="attn.Wqkv",
+        value="attn.Wqkv",
+        attention_out="attn.Wo",
+        ffn_in=("mlp.Wi", "mlp.Wi"),
+        ffn_out="mlp.Wo",
+        attention="attn",
+        attention_norm="attn_norm",
+        ffn_norm="mlp_norm",
+        post_norm=False,
+        causal=False,
+    ),
+    ModelFamily(
+        name="gpt2",
+        model_types=("gpt2",),
+        blocks="h",
+        query="attn.c_attn",
+        key="attn.c_attn",
+        value="attn.c_attn",
+        attention_out="attn.c_proj",
+        ffn_in=("mlp.c_fc",),
+        ffn_out="mlp.c_proj",
+        attention="attn",
+        attention_norm="ln_1",
+        ffn_norm="ln_2",
+        post_norm=False,
+        causal=True,
+        layer_index=("attn",),
+    ),
+    _LLAMA,
+    # Its norms of queries and keys are as wide as one head, so they serve any number of heads.
+    replace(_LLAMA, name="qwen3", model_types=("qwen3",)),
+    ModelFamily(
+        name="vit",
+        model_types=("vit",),
+        blocks="layers",
+        query="attention.q_proj",
+        key="attention.k_proj",
+        value="attention.v_proj",
+        attention_out="attention.o_proj",
+        ffn_in=("mlp.fc1",),
+        ffn_out="mlp.fc2",
+        attention="attention",
+        attention_norm="layernorm_before",
+        ffn_norm="layernorm_after",
+        post_norm=False,
+        causal=False,
     ),
 )
 
@@ -106,6 +224,20 @@ def blocks_path(model: nn.Module) -> str:
     return f"{prefix}.{path}" if prefix and hasattr(model, prefix) else path
 
 
+def projection_weights(block: nn.Module, path: str) -> tuple[Tensor, Tensor | None]:
+    """Weight ``(out, in)`` and bias of a projection: a view of the module's own tensors.
+
+    Raises:
+        ValueError: The module at the path is no projection.
+    """
+    module = block.get_submodule(path)
+    if isinstance(module, Conv1D):  # GPT-2 stores its projections transposed.
+        return module.weight.detach().T, module.bias.detach()
+    if not isinstance(module, nn.Linear):
+        raise ValueError(f"`{path}` must be an nn.Linear, but is {type(module).__name__}; is the model quantised?")
+    return module.weight.detach(), None if module.bias is None else module.bias.detach()
+
+
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """Sizes of a teacher, read off the model itself, so that analytic costs are exact for every head and bias.
@@ -115,11 +247,13 @@ class ModelShape:
         hidden_size: Width of the residual stream.
         num_blocks, heads, kv_heads, head_dim, ffn: Sizes of the full model.
         gated: Whether the FFN has a gate projection beside the one that widens.
+        fused_qkv, fused_ffn: Whether one matrix holds query, key and value; gate and up.
         bias_qkv, bias_attention_out, bias_ffn_in, bias_ffn_out: Whether the projections have biases.
         block_other_parameters: Parameters of one block outside its projections (norms).
+        first_block_lacks: Parameters that the first block has less than the others (ModernBERT: its first norm).
         other_parameters: Parameters outside the blocks (embeddings, pooler, task head).
         head_macs_per_token: MACs per token outside the blocks (a language model's head).
-        head_macs_per_sequence: MACs per sequence outside the blocks (pooler, classifier).
+        head_macs_per_sequence: MACs per sequence outside the blocks (pooler, classifier, an image's patches).
         vocab_size: Rows of the token embedding (0 for images).
         causal: Whether the model is a causal decoder.
     """
@@ -132,16 +266,28 @@ class ModelShape:
     head_dim: int
     ffn: int
     gated: bool
+    fused_qkv: bool
+    fused_ffn: bool
     bias_qkv: bool
     bias_attention_out: bool
     bias_ffn_in: bool
     bias_ffn_out: bool
     block_other_parameters: int
+    first_block_lacks: int
     other_parameters: int
     head_macs_per_token: int
     head_macs_per_sequence: int
     vocab_size: int
     causal: bool
+
+    def qkv_rows(self, heads: Size, kv_heads: Size) -> tuple[Size, ...]:
+        """Rows of the matrices that make queries, keys and values: of the fused one, or of the query's and a key's."""
+        query, key = heads * self.head_dim, kv_heads * self.head_dim
+        return (query + 2 * key,) if self.fused_qkv else (query, key)
+
+    def ffn_in_rows(self, ffn: Size) -> Size:
+        """Rows of a matrix that widens."""
+        return 2 * ffn if self.fused_ffn else ffn
 
     @classmethod
     def from_model(cls, model: nn.Module) -> ModelShape:
@@ -152,43 +298,38 @@ class ModelShape:
         """
         family = family_of(model)
         blocks = blocks_of(model)
-        sizes = {tuple(block.get_submodule(path).weight.shape for path in family.projections) for block in blocks}
+        sizes = {tuple(projection_weights(block, path)[0].shape for path in family.projections) for block in blocks}
         if len(sizes) != 1:
             raise ValueError(
                 "The teacher's blocks must all have the same sizes, but they differ; is it already pruned?"
             )
-        block = blocks[0]
         config: Any = model.config
-
-        def linear(path: str) -> nn.Linear:
-            module = block.get_submodule(path)
-            assert isinstance(module, nn.Linear)
-            return module
-
-        query, key, out = linear(family.query), linear(family.key), linear(family.attention_out)
-        ffn_in, ffn_out = linear(family.ffn_in[0]), linear(family.ffn_out)
-        hidden_size = query.in_features
+        (query, _), (out, out_bias) = (projection_weights(blocks[0], p) for p in (family.query, family.attention_out))
+        key, qkv_bias = projection_weights(blocks[0], family.key)
+        _, ffn_in_bias = projection_weights(blocks[0], family.ffn_in[0])
+        ffn_out, ffn_out_bias = projection_weights(blocks[0], family.ffn_out)
         heads = int(config.num_attention_heads)
-        head_dim = query.out_features // heads
-        projection_ids = {id(p) for path in family.projections for p in linear(path).parameters()}
-        block_other = sum(p.numel() for p in block.parameters() if id(p) not in projection_ids)
-        in_blocks = sum(p.numel() for p in blocks.parameters())
-        per_token, per_sequence = _head_macs(model)
+        head_dim = out.shape[1] // heads
+        others = [_other_parameters(block, family) for block in blocks]
+        per_token, per_sequence = linear_macs(model, outside=blocks)
         return cls(
             family=family.name,
-            hidden_size=hidden_size,
+            hidden_size=query.shape[1],
             num_blocks=len(blocks),
             heads=heads,
-            kv_heads=key.out_features // head_dim,
+            kv_heads=heads if family.fused_qkv else key.shape[0] // head_dim,
             head_dim=head_dim,
-            ffn=ffn_in.out_features,
-            gated=len(family.ffn_in) > 1,
-            bias_qkv=query.bias is not None,
-            bias_attention_out=out.bias is not None,
-            bias_ffn_in=ffn_in.bias is not None,
-            bias_ffn_out=ffn_out.bias is not None,
-            block_other_parameters=block_other,
-            other_parameters=sum(p.numel() for p in model.parameters()) - in_blocks,
+            ffn=ffn_out.shape[1],
+            gated=family.gated,
+            fused_qkv=family.fused_qkv,
+            fused_ffn=family.fused_ffn,
+            bias_qkv=qkv_bias is not None,
+            bias_attention_out=out_bias is not None,
+            bias_ffn_in=ffn_in_bias is not None,
+            bias_ffn_out=ffn_out_bias is not None,
+            block_other_parameters=others[-1],
+            first_block_lacks=others[-1] - others[0],
+            other_parameters=sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in blocks.parameters()),
             head_macs_per_token=per_token,
             head_macs_per_sequence=per_sequence,
             vocab_size=int(getattr(config, "vocab_size", 0) or 0),
@@ -196,14 +337,6 @@ class ModelShape:
         )
 
 
-def _head_macs(model: nn.Module) -> tuple[int, int]:
-    """MACs outside the blocks: (per token, per sequence). A pooler and a classifier see one token, an LM head all."""
-    inside = {id(module) for module in blocks_of(model).modules()}
-    per_token = per_sequence = 0
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and id(module) not in inside:
-            if "pooler" in name or name.startswith(("classifier", "score")):
-                per_sequence += module.weight.numel()
-            else:
-                per_token += module.weight.numel()
-    return per_token, per_sequence
+def _other_parameters(block: nn.Module, family: ModelFamily) -> int:
+    inside = {id(p) for path in family.projections for p in block.get_submodule(path).parameters()}
+    return sum(p.numel() for p in block.parameters() if id(p) not in inside)

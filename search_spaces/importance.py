@@ -15,11 +15,14 @@ from search_spaces.compensate import Moments, damped
 Importance = Literal["magnitude", "activation", "activation_weight", "obs"]
 
 
-def unit_order(weight: Tensor, moments: Moments, size: int, importance: Importance, chunk: int = 1) -> Tensor:
+def unit_order(
+    weight: Tensor, bias: Tensor | None, moments: Moments, size: int, importance: Importance, chunk: int = 1
+) -> Tensor:
     """Units from most to least important, ``(units,)`` of int64.
 
     Args:
         weight: ``(out, units * size)``, of the projection that reads the units.
+        bias: ``(out,)`` or None, of the same.
         moments: Moments of that projection's input.
         size: Input features per unit (a head's width, 1 for an FFN neuron).
         importance: ``magnitude`` (norm of the reading weights), ``activation`` (energy of the unit's output),
@@ -34,17 +37,16 @@ def unit_order(weight: Tensor, moments: Moments, size: int, importance: Importan
     if importance not in get_args(Importance):
         raise ValueError(f"`importance` must be one of {', '.join(get_args(Importance))}, but got {importance!r}.")
     if importance == "obs":
-        return _removal_order(weight, moments, size, chunk)
+        return _removal_order(weight, moments.spread(bias), size, chunk)
     energy = moments.second.diagonal()
     reading = weight.double().square().sum(dim=0)
     scores = {"magnitude": reading, "activation": energy, "activation_weight": reading * energy}[importance]
     return scores.reshape(-1, size).sum(dim=1).argsort(descending=True, stable=True)
 
 
-def _removal_order(weight: Tensor, moments: Moments, size: int, chunk: int) -> Tensor:
+def _removal_order(weight: Tensor, spread: Tensor, size: int, chunk: int) -> Tensor:
     """Remove the units whose loss, after refitting the rest, rises least; the last to go is the most important."""
-    covariance = damped(moments.covariance, 1e-3)
-    inverse = torch.linalg.inv(covariance)
+    inverse = torch.linalg.inv(damped(spread, 1e-3))
     current = weight.double().clone()
     units = torch.arange(weight.shape[1] // size)
     removed: list[Tensor] = []
@@ -60,7 +62,7 @@ def _removal_order(weight: Tensor, moments: Moments, size: int, chunk: int) -> T
         order = scores.argsort(stable=True)
         gone, rest = order[:chunk], order[chunk:].sort().values
         removed.append(units[gone])
-        at_gone, at_rest = _features(gone, size), _features(rest, size)
+        at_gone, at_rest = features(gone, size), features(rest, size)
         update = torch.linalg.solve(inverse[at_gone][:, at_gone], inverse[at_gone][:, at_rest])
         current = current[:, at_rest] - current[:, at_gone] @ update
         inverse = inverse[at_rest][:, at_rest] - inverse[at_rest][:, at_gone] @ update
@@ -70,10 +72,6 @@ def _removal_order(weight: Tensor, moments: Moments, size: int, chunk: int) -> T
     return torch.cat(removed).flip(0)
 
 
-def _features(units: Tensor, size: int) -> Tensor:
-    return (units[:, None] * size + torch.arange(size)).reshape(-1)
-
-
 def features(order: Tensor, size: int) -> Tensor:
     """Feature indices of units in the given order: ``(units * size,)``."""
-    return _features(order, size)
+    return (order[:, None] * size + torch.arange(size)).reshape(-1)

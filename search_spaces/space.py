@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from search_spaces.canonical import canonical, canonical_block
 from search_spaces.choices import BLOCK_DIMENSIONS, Choice, Dimension, resolve
 from search_spaces.cost import effective_rank
 from search_spaces.families import ModelShape
-from search_spaces.subnet import RANKS, SKIPPED, BlockConfig, SubnetConfig, SubnetTable
+from search_spaces.subnet import RANKS, SKIPPED, BlockConfig, SubnetConfig, SubnetTable, saves
 
 
 class Suggests(Protocol):
@@ -194,11 +194,18 @@ class SearchSpace:
         own = [d for d in self.dimensions if d.name == name and d.block in (block, None)]
         return tuple(int(value) for value in own[0].choices) if own else (full,)
 
+    def at_level(self, name: str, level: int) -> BlockConfig:
+        """The teacher's block with another size of its heads (whole key/value groups) or its FFN."""
+        full = self.teacher.blocks[0]
+        if name == "ffn":
+            return replace(full, ffn=level)
+        return replace(full, heads=level, kv_heads=level * self.shape.kv_heads // self.shape.heads)
+
     def largest_rank(self, name: str, block: int, inputs: int, outputs: int) -> int:
         """The largest rank of a dimension that makes a projection of these sizes smaller; 0 where none does."""
         own = [d for d in self.dimensions if d.name == name and d.block in (block, None)]
         ranks = (int(value) for d in own for value in d.choices)
-        return max((rank for rank in ranks if rank * (inputs + outputs) < inputs * outputs), default=0)
+        return max((rank for rank in ranks if saves(rank, inputs, outputs)), default=0)
 
     @property
     def size(self) -> int:
@@ -293,21 +300,16 @@ class SearchSpace:
         heads, ffn = columns["heads"], columns["ffn"]
         kv_heads = heads * self.shape.kv_heads // self.shape.heads
         hidden = np.full(heads.shape, self.shape.hidden_size, dtype=np.int64)
-        query, key = heads * self.shape.head_dim, kv_heads * self.shape.head_dim
-        rank_qkv = np.where(
-            (effective_rank(columns["rank_qkv"], hidden, query) > 0)
-            | (effective_rank(columns["rank_qkv"], hidden, key) > 0),
-            columns["rank_qkv"],
-            0,
-        )
+        ranks = columns["rank_qkv"]
+        saving = [saves(ranks, hidden, rows) for rows in self.shape.qkv_rows(heads, kv_heads)]
         return SubnetTable(
             hidden_size=np.full(len(heads), self.shape.hidden_size, dtype=np.int64),
             heads=heads,
             kv_heads=kv_heads,
             ffn=ffn,
-            rank_qkv=rank_qkv,
-            rank_attention_out=effective_rank(columns["rank_attention_out"], query, hidden),
-            rank_ffn_in=effective_rank(columns["rank_ffn_in"], hidden, ffn),
+            rank_qkv=np.where(np.logical_or.reduce(saving), ranks, 0),
+            rank_attention_out=effective_rank(columns["rank_attention_out"], heads * self.shape.head_dim, hidden),
+            rank_ffn_in=effective_rank(columns["rank_ffn_in"], hidden, self.shape.ffn_in_rows(ffn)),
             rank_ffn_out=effective_rank(columns["rank_ffn_out"], ffn, hidden),
             precision=columns["precision"],
         )

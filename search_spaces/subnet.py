@@ -15,6 +15,11 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 RANKS = ("rank_qkv", "rank_attention_out", "rank_ffn_in", "rank_ffn_out")
 
 
+def saves(rank: Any, inputs: Any, outputs: Any) -> Any:
+    """Whether two factors of a rank have fewer weights than the matrix: the break-even rule, for numbers and arrays."""
+    return (rank > 0) & (rank * (inputs + outputs) < inputs * outputs)
+
+
 @dataclass(frozen=True, slots=True)
 class BlockConfig:
     """The shape of one transformer block.

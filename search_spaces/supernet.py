@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from search_spaces.canonical import canonical
 from search_spaces.elastic import ElasticLinear, LinearWeights
-from search_spaces.families import ModelFamily, ModelShape, base_model, blocks_of, blocks_path, family_of
+from search_spaces.families import (
+    ModelFamily,
+    ModelShape,
+    base_model,
+    blocks_of,
+    blocks_path,
+    family_of,
+    projection_weights,
+)
+from search_spaces.layout import ProjectionLayout, layouts, prefixes
 from search_spaces.library import Library
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import BlockConfig, SubnetConfig
@@ -40,13 +50,20 @@ class Supernet(nn.Module):
         self._tensors: Mapping[str, Tensor] = library.tensors
         self._blocks: list[nn.Module] = list(blocks_of(model))
         self._path = blocks_path(model)
+        self._layer_types: list[str] | None = getattr(model.config, "layer_types", None)
         self._teacher: list[dict[str, LinearWeights]] = []
         self._leaves: list[dict[str, ElasticLinear]] = []
         for block in self._blocks:
-            self._teacher.append({path: _weights_of(block, path) for path in self.family.projections})
-            self._leaves.append({path: ElasticLinear(weights) for path, weights in self._teacher[-1].items()})
-            for path, leaf in self._leaves[-1].items():
+            paths = self.family.projections
+            weights = {path: LinearWeights(*projection_weights(block, path)) for path in paths}
+            leaves = {
+                path: ElasticLinear(weights[path], transposed=isinstance(block.get_submodule(path), Conv1D))
+                for path in paths
+            }
+            for path, leaf in leaves.items():
                 block.set_submodule(path, leaf)
+            self._teacher.append(weights)
+            self._leaves.append(leaves)
         # The teacher's tensors are never trained through the supernet: the largest subnet stays the teacher.
         self.model.requires_grad_(requires_grad=False)
         self.active = space.teacher
@@ -78,7 +95,7 @@ class Supernet(nn.Module):
             for path, leaf in self._leaves[index].items():
                 leaf.activate(weights[path])
             set_head_counts(self._blocks[index], self.family, subnet.blocks[index], self.shape)
-        place_blocks(self.model, [self._blocks[index] for index in subnet.kept])
+        keep_blocks(self.model, self._blocks, subnet.kept, self._layer_types)
         self.active = subnet
 
     def extract(self, subnet: SubnetConfig) -> nn.Module:
@@ -90,7 +107,7 @@ class Supernet(nn.Module):
         self.activate(subnet)
         try:
             replaced: dict[int, Any] = {
-                id(leaf): leaf.active.module() for index in self.active.kept for leaf in self._leaves[index].values()
+                id(leaf): leaf.plain() for index in self.active.kept for leaf in self._leaves[index].values()
             }
             model: nn.Module = copy.deepcopy(self.model, memo=replaced)
         finally:
@@ -108,18 +125,7 @@ class Supernet(nn.Module):
 
     def variant(self, index: int, block: BlockConfig) -> dict[str, LinearWeights]:
         """The tensors of one block's variant, by path in the block: views of the library or the teacher."""
-        family, shape = self.family, self.shape
-        query, key = block.heads * shape.head_dim, block.kv_heads * shape.head_dim
-        return {
-            family.query: self._reader(index, family.query, query, block.heads, block.rank_qkv),
-            family.key: self._reader(index, family.key, key, block.heads, block.rank_qkv),
-            family.value: self._reader(index, family.value, key, block.heads, block.rank_qkv),
-            family.attention_out: self._writer(
-                index, family.attention_out, block.heads, block.heads == shape.heads, block.rank_attention_out
-            ),
-            **{path: self._reader(index, path, block.ffn, block.ffn, block.rank_ffn_in) for path in family.ffn_in},
-            family.ffn_out: self._writer(index, family.ffn_out, block.ffn, block.ffn == shape.ffn, block.rank_ffn_out),
-        }
+        return {path: self._weights(index, layout) for path, layout in layouts(self.family, self.shape, block).items()}
 
     def _checked(self, subnet: SubnetConfig) -> SubnetConfig:
         subnet = canonical(self.shape, subnet)
@@ -129,33 +135,28 @@ class Supernet(nn.Module):
             raise ValueError("subnet: at least one block must be left, but all are skipped.")
         return subnet
 
-    def _reader(self, index: int, path: str, rows: int, level: int, rank: int) -> LinearWeights:
-        """A projection that reads the residual stream, ``rows`` outputs wide."""
-        dense = self._teacher[index][path]
-        # Grouped queries: a rank may save something in the query projection and nothing in the narrower key.
-        if rank and rank * (rows + dense.in_features) < rows * dense.in_features:
-            return self._factored(index, path, level, rank)
-        if rows == dense.weight.shape[0]:
+    def _weights(self, index: int, layout: ProjectionLayout) -> LinearWeights:
+        """The tensors of one projection."""
+        dense = self._teacher[index][layout.path]
+        if layout.rank:
+            return self._factored(index, layout)
+        if dense.weight.shape == (layout.outputs, layout.inputs):
             return dense
-        weight = self._tensor(f"{index}.{path}.permuted")[:rows]
-        bias = None if dense.bias is None else self._tensor(f"{index}.{path}.permuted_bias")[:rows]
-        return LinearWeights(weight, bias)
+        prefix = f"{index}.{layout.path}"
+        if layout.writes:
+            bias = None if dense.bias is None else self._tensor(f"{prefix}.{layout.level}.bias")
+            return LinearWeights(self._tensor(f"{prefix}.{layout.level}.weight"), bias)
+        bias = None if dense.bias is None else prefixes(self._tensor(f"{prefix}.permuted_bias"), layout.parts)
+        return LinearWeights(prefixes(self._tensor(f"{prefix}.permuted"), layout.parts), bias)
 
-    def _writer(self, index: int, path: str, level: int, full: bool, rank: int) -> LinearWeights:  # noqa: FBT001
-        """A projection that writes to the residual stream, ``level`` units wide."""
-        if rank:
-            return self._factored(index, path, level, rank)
-        if full:
-            return self._teacher[index][path]
-        prefix = f"{index}.{path}.{level}"
-        return LinearWeights(self._tensor(f"{prefix}.weight"), self._tensor(f"{prefix}.bias"))
-
-    def _factored(self, index: int, path: str, level: int, rank: int) -> LinearWeights:
-        prefix = f"{index}.{path}.{level}"
+    def _factored(self, index: int, layout: ProjectionLayout) -> LinearWeights:
+        prefix, rank = f"{index}.{layout.path}.{layout.level}", layout.rank
         up, down = self._tensor(f"{prefix}.up"), self._tensor(f"{prefix}.down")
         if rank > down.shape[0]:
             raise ValueError(f"`rank` must be at most the library's {down.shape[0]} for {prefix}, but got {rank}.")
-        bias = self._tensor(f"{prefix}.mean_output") - up[:, :rank] @ self._tensor(f"{prefix}.down_mean")[:rank]
+        bias = None
+        if self._teacher[index][layout.path].bias is not None:
+            bias = self._tensor(f"{prefix}.mean_output") - up[:, :rank] @ self._tensor(f"{prefix}.down_mean")[:rank]
         return LinearWeights(up[:, :rank], bias, down[:rank])
 
     def _tensor(self, name: str) -> Tensor:
@@ -167,32 +168,39 @@ class Supernet(nn.Module):
             ) from None
 
 
-def _weights_of(block: nn.Module, path: str) -> LinearWeights:
-    module = block.get_submodule(path)
-    assert isinstance(module, nn.Linear)
-    bias = None if module.bias is None else module.bias.detach()
-    return LinearWeights(module.weight.detach(), bias)
+def keep_blocks(
+    model: nn.Module, blocks: Sequence[nn.Module], kept: Sequence[int], layer_types: Sequence[str] | None
+) -> None:
+    """Leave a model some of its blocks, numbered from 0, or KV caches break where one is skipped.
 
-
-def place_blocks(model: nn.Module, blocks: list[nn.Module]) -> None:
-    """Make these the model's blocks, numbered from 0, or KV caches break where one is skipped."""
+    Args:
+        model: A `transformers` model.
+        blocks: All the blocks of the full model.
+        kept: Which of them are left.
+        layer_types: The full model's ``config.layer_types`` (which blocks attend to a window only), where it has them.
+    """
     family, base = family_of(model), base_model(model)
-    base.set_submodule(family.blocks, nn.ModuleList(blocks))
-    for position, block in enumerate(blocks):
+    base.set_submodule(family.blocks, nn.ModuleList([blocks[index] for index in kept]))
+    for position, index in enumerate(kept):
         for path in family.layer_index:
-            module: Any = block.get_submodule(path)
+            module: Any = blocks[index].get_submodule(path)
             module.layer_idx = position
     config: Any = model.config
-    config.num_hidden_layers = len(blocks)
+    config.num_hidden_layers = len(kept)
+    if layer_types is not None:
+        config.layer_types = [layer_types[index] for index in kept]
 
 
 def set_head_counts(block: nn.Module, family: ModelFamily, config: BlockConfig, shape: ModelShape) -> None:
     """Keep the counts that an attention module remembers in step with its projections."""
     attention: Any = block.get_submodule(family.attention)
+    width = config.heads * shape.head_dim
     counts = {
         "num_attention_heads": config.heads,
         "num_heads": config.heads,
-        "all_head_size": config.heads * shape.head_dim,
+        "n_heads": config.heads,
+        "all_head_size": width,
+        "split_size": width,
         "num_key_value_heads": config.kv_heads,
         "num_key_value_groups": config.heads // max(config.kv_heads, 1),
     }

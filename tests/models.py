@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, BertModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+)
 
 from search_spaces.families import ModelShape
 from search_spaces.space import SearchSpace
@@ -37,6 +44,41 @@ def tiny_bert(seed: int = 0, labels: int = 0, **changes: Any) -> Any:
         **changes,
     )
     return randomise(BertForSequenceClassification(config) if labels else BertModel(config), seed)
+
+
+_TOKENS = {"vocab_size": 97, "max_position_embeddings": 32, "num_hidden_layers": 3, "pad_token_id": 0}
+_SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+_GROUPED = _TOKENS | _SIZES | {"num_key_value_heads": 2, "head_dim": 8}
+# Sizes by model type, under the names of each configuration class: three blocks, hidden size 32, four heads, FFN 64.
+TINY: dict[str, dict[str, Any]] = {
+    "bert": _TOKENS | _SIZES,
+    "roberta": _TOKENS | _SIZES,
+    "xlm-roberta": _TOKENS | _SIZES,
+    "camembert": _TOKENS | _SIZES,
+    "distilbert": {"vocab_size": 97, "max_position_embeddings": 32, "n_layers": 3}
+    | {"dim": 32, "n_heads": 4, "hidden_dim": 64},
+    # Every other block attends to a window.
+    "modernbert": _TOKENS | _SIZES | {"global_attn_every_n_layers": 2, "local_attention": 6, "norm_bias": True},
+    "gpt2": {"vocab_size": 97, "n_positions": 32, "n_layer": 3, "n_embd": 32, "n_head": 4, "n_inner": 64},
+    "llama": _GROUPED,
+    "mistral": _GROUPED | {"sliding_window": 6},
+    "qwen2": _GROUPED | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
+    # Heads wider than hidden size / heads, and biases.
+    "qwen3": _GROUPED | {"head_dim": 16, "attention_bias": True},
+    "vit": _SIZES | {"num_hidden_layers": 3, "image_size": 12, "patch_size": 4, "num_channels": 3},
+}
+
+
+def tiny(model_type: str, seed: int = 0, *, language_model: bool = False, **changes: Any) -> Any:
+    """A small random model of a type, with a language model's head or bare."""
+    config = AutoConfig.for_model(model_type, **(TINY[model_type] | changes))
+    return randomise((AutoModelForCausalLM if language_model else AutoModel).from_config(config), seed)
+
+
+def tiny_images(count: int = 4, size: int = 8, seed: int = 0) -> list[dict[str, torch.Tensor]]:
+    """Batches of random images of the tiny ViT's size."""
+    generator = torch.Generator().manual_seed(seed)
+    return [{"pixel_values": torch.randn(size, 3, 12, 12, generator=generator)} for _ in range(count)]
 
 
 def tiny_batches(

@@ -1,0 +1,138 @@
+"""The variants of one block: its units in order of importance, every width refitted, every rank factorised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.compensate import compensate
+from search_spaces.factorize import whitened_svd
+from search_spaces.families import ModelFamily, projection_weights
+from search_spaces.importance import Importance, features, unit_order
+from search_spaces.layout import ProjectionLayout, layouts, prefixes
+from search_spaces.observe import Observed
+from search_spaces.space import SearchSpace
+
+# Removals between two updates of the scores, as a share of the units: one by one would take minutes for an FFN.
+_CHUNKS = 48
+
+
+@dataclass(frozen=True)
+class BlockVariants:
+    """Makes the tensors of one block's variants; see `Library` for their names.
+
+    Args:
+        index: The block's number in the teacher.
+        block: The teacher's block.
+        family: Where the block keeps its projections.
+        space: Which levels and ranks to prepare.
+        observed: Moments of what the block's projections read.
+        importance: In which order units are kept.
+    """
+
+    index: int
+    block: nn.Module
+    family: ModelFamily
+    space: SearchSpace
+    observed: Observed
+    importance: Importance
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All variants of the block."""
+        return self._attention() | self._ffn()
+
+    def _attention(self) -> dict[str, Tensor]:
+        """Heads are kept or left in whole key/value groups."""
+        shape, family = self.space.shape, self.family
+        size = shape.heads // shape.kv_heads * shape.head_dim
+        order = self._order(family.attention_out, "attention_out", size, 1)
+        queries, keys = features(order, size), features(order, shape.head_dim)
+        rows: dict[str, list[Tensor]] = {}
+        for path, own in ((family.query, queries), (family.key, keys), (family.value, keys)):
+            rows.setdefault(path, []).append(own)
+        return self._levels("heads", rows, queries)
+
+    def _ffn(self) -> dict[str, Tensor]:
+        order = self._order(self.family.ffn_out, "ffn_out", 1, max(1, self.space.shape.ffn // _CHUNKS))
+        rows: dict[str, list[Tensor]] = {}
+        for path in self.family.ffn_in:
+            rows.setdefault(path, []).append(order)
+        return self._levels("ffn", rows, order)
+
+    def _levels(self, dimension: str, rows: Mapping[str, list[Tensor]], order: Tensor) -> dict[str, Tensor]:
+        """Every width of the projections whose width one dimension sets."""
+        tensors = self._sorted_readers(rows)
+        for level in self.space.levels(dimension, self.index):
+            block = self.space.at_level(dimension, level)
+            for layout in layouts(self.family, self.space.shape, block).values():
+                if layout.dimension == dimension:
+                    tensors |= self._writer(layout, order) if layout.writes else self._reader(layout, tensors)
+        return tensors
+
+    def _weights(self, path: str) -> tuple[Tensor, Tensor | None]:
+        weight, bias = projection_weights(self.block, path)
+        return weight.cpu(), None if bias is None else bias.cpu()
+
+    def _order(self, path: str, name: str, size: int, chunk: int) -> Tensor:
+        return unit_order(*self._weights(path), self.observed.both(name), size, self.importance, chunk)
+
+    def _sorted_readers(self, rows: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
+        """The projections that make units: their rows in order of importance, part by part."""
+        tensors: dict[str, Tensor] = {}
+        for path, parts in rows.items():
+            weight, bias = self._weights(path)
+            starts = accumulate((len(own) for own in parts), initial=0)
+            chosen = torch.cat([own + start for own, start in zip(parts, starts, strict=False)])
+            tensors[f"{self.index}.{path}.permuted"] = weight[chosen]
+            if bias is not None:
+                tensors[f"{self.index}.{path}.permuted_bias"] = bias[chosen]
+        return tensors
+
+    def _writer(self, layout: ProjectionLayout, order: Tensor) -> dict[str, Tensor]:
+        """One width of the projection that reads units, refitted to the units that are kept, and its factors."""
+        weight, bias = self._weights(layout.path)
+        prefix, kept, role = self._prefix(layout), order[: layout.inputs], layout.role
+        if layout.inputs == weight.shape[1]:
+            return self._factors(layout, weight, bias, torch.arange(layout.inputs))
+        fitted, shifted = compensate(weight, bias, self.observed.fit[role], self.observed.held_out[role], kept)
+        tensors = {f"{prefix}.weight": fitted.to(weight.dtype)}
+        if shifted is not None:
+            tensors[f"{prefix}.bias"] = shifted.to(weight.dtype)
+        return tensors | self._factors(layout, fitted, shifted, kept)
+
+    def _reader(self, layout: ProjectionLayout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Factors of one width of a projection that makes units; its dense form is a part of the sorted one."""
+        weight, bias = self._weights(layout.path)
+        if layout.outputs < weight.shape[0]:
+            weight = prefixes(tensors[f"{self.index}.{layout.path}.permuted"], layout.parts)
+            if bias is not None:
+                bias = prefixes(tensors[f"{self.index}.{layout.path}.permuted_bias"], layout.parts)
+        return self._factors(layout, weight, bias, torch.arange(weight.shape[1]))
+
+    def _factors(
+        self, layout: ProjectionLayout, weight: Tensor, bias: Tensor | None, kept: Tensor
+    ) -> dict[str, Tensor]:
+        """The two factors of one width, sorted, for the largest rank of the space that saves anything."""
+        largest = self.space.largest_rank(layout.rank_dimension, self.index, layout.inputs, layout.outputs)
+        if not largest:
+            return {}
+        prefix, moments, dtype = self._prefix(layout), self.observed.both(layout.role), self._dtype
+        up, down = whitened_svd(weight, moments.spread(bias)[kept][:, kept], largest)
+        tensors = {f"{prefix}.up": up.to(dtype), f"{prefix}.down": down.to(dtype)}
+        if bias is not None:
+            # The bias of rank r is `mean_output - up[:, :r] @ down_mean[:r]`: it keeps the mean output at every rank.
+            mean = moments.mean[kept]
+            tensors[f"{prefix}.down_mean"] = (down @ mean).to(dtype)
+            tensors[f"{prefix}.mean_output"] = (bias.double() + weight.double() @ mean).to(dtype)
+        return tensors
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self._weights(self.family.ffn_out)[0].dtype
+
+    def _prefix(self, layout: ProjectionLayout) -> str:
+        return f"{self.index}.{layout.path}.{layout.level}"
