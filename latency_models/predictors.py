@@ -27,7 +27,7 @@ from search_spaces.families import ModelShape
 from search_spaces.subnet import SubnetConfig, SubnetTable
 
 MIN_ROWS = 8
-COSTLY_ROWS = 100
+COSTLY_ROWS = 300
 
 
 @dataclass(frozen=True)
