@@ -7,23 +7,19 @@ from collections.abc import Callable
 import numpy as np
 from latency_tables import Measurements
 
-from latency_models.features import Floats
+from latency_models.features import Floats, Integers
 from latency_models.scores import line_through
 
-Baseline = Callable[[Measurements, np.typing.NDArray[np.int64], np.typing.NDArray[np.int64], int], Floats]
+Baseline = Callable[[Measurements, Integers, Integers, int], Floats]
 """Takes measurements, rows to train on, rows to predict and a seed; returns predicted values."""
 
 
-def flops_alone(
-    data: Measurements, train: np.typing.NDArray[np.int64], test: np.typing.NDArray[np.int64], seed: int
-) -> Floats:
+def flops_alone(data: Measurements, train: Integers, test: Integers, seed: int) -> Floats:  # noqa: ARG001
     intercept, slope = line_through(data.features.flops[train], data.values[train])
     return intercept + slope * data.features.flops[test]
 
 
-def ridge(
-    data: Measurements, train: np.typing.NDArray[np.int64], test: np.typing.NDArray[np.int64], seed: int
-) -> Floats:
+def ridge(data: Measurements, train: Integers, test: Integers, seed: int) -> Floats:  # noqa: ARG001
     """Ridge on standardised physical products, its strength chosen by cross-validation."""
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
@@ -34,9 +30,7 @@ def ridge(
     return np.asarray(predicted)
 
 
-def boosting(
-    data: Measurements, train: np.typing.NDArray[np.int64], test: np.typing.NDArray[np.int64], seed: int
-) -> Floats:
+def boosting(data: Measurements, train: Integers, test: Integers, seed: int) -> Floats:
     """Histogram gradient boosting on the table's own columns, FLOPs and parameters, on logarithms."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
@@ -46,10 +40,8 @@ def boosting(
     return np.asarray(np.exp(model.fit(columns[train], np.log(data.values[train])).predict(columns[test])))
 
 
-def hat_network(
-    data: Measurements, train: np.typing.NDArray[np.int64], test: np.typing.NDArray[np.int64], seed: int
-) -> Floats:
-    """HAT's predictor: three hidden layers of 400, features over their maximum, trained with Adam on mean squared error."""
+def hat_network(data: Measurements, train: Integers, test: Integers, seed: int) -> Floats:
+    """HAT's predictor: three hidden layers of 400, features over their maximum, Adam on the mean squared error."""
     import torch
 
     torch.manual_seed(seed)

@@ -1,7 +1,8 @@
-"""Latency, energy and memory predictors on two public sets of measurements: accuracy, intervals, drift, transfer, speed.
+"""Latency, energy and memory predictors on two public sets of measurements.
 
-Every number is of `auto` with the same settings on all data. Rows to train on are drawn at random from the pool (HW-GPT:
-the first four fifths of the table; HAT: nine tenths of the file, drawn anew by every seed), the rest tests.
+Accuracy, intervals, drift, transfer and speed. Every number is of `auto` with the same settings on all data. Rows to
+train on are drawn at random from the pool (HW-GPT: the first four fifths of the table; HAT: nine tenths of the file, drawn
+anew by every seed); the rest tests.
 
     python benchmarks/latency_predictors.py --data DIR
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ from latency_baselines import BASELINES
 from latency_tables import Measurements, read_all
 from numpy.typing import NDArray
 
-from latency_models.drift import detect, in_residuals
-from latency_models.features import Floats
+from latency_models.drift import DriftReport, detect, in_residuals
+from latency_models.features import Floats, Integers
 from latency_models.predictors import Prediction, SubnetPredictor, additive, auto
 from latency_models.scores import score, score_prediction
 from latency_models.shrinkage import ShrinkageModel
@@ -31,50 +32,84 @@ from search_spaces.space import SearchSpace
 
 SIZES = {"HAT": (30, 100), "HW-GPT": (50, 200)}
 BASELINE_SEEDS = 3
+DRIFT_SEEDS = 2
 TRANSFER_ROWS = 10
 
 
-def fit_and_predict(
-    data: Measurements, rows: NDArray[np.int64], test: NDArray[np.int64], seed: int
-) -> tuple[Prediction, float]:
-    """`auto` on some rows, in measurement order: predictions of the test rows, and the seconds of the fit."""
+def fit_and_predict(data: Measurements, rows: Integers, test: Integers, seed: int) -> Prediction:
+    """`auto` on some rows, in measurement order: predictions of the test rows."""
     rows = np.sort(rows)
-    begin = time.perf_counter()
     predictor = auto(seed).fit(data.features.take(rows), data.values[rows], rows.astype(np.float64))
-    seconds = time.perf_counter() - begin
-    return predictor.predict(data.features.take(test)), seconds
+    return predictor.predict(data.features.take(test))
 
 
-def accuracy(data: Measurements, n: int, seeds: int) -> Iterator[Result]:
-    """Errors, ranks and intervals of `auto` with n rows, beside the baselines on the same rows."""
-    scores, thirds, baselines = [], [], {name: [] for name in BASELINES}
+@dataclass
+class Intervals:
+    """Coverage and width of 90 % intervals, seed by seed.
+
+    Args:
+        covered: Percent of the test rows in their interval.
+        thirds: The same within the thirds of small, middle and large architectures.
+        widths: Mean width over the predicted value, in percent.
+        errors: Mean absolute percentage errors of the same predictions.
+    """
+
+    covered: list[float] = field(default_factory=list)
+    thirds: list[list[float]] = field(default_factory=list)
+    widths: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+
+    def add(self, data: Measurements, test: Integers, prediction: Prediction) -> None:
+        """Count one seed's test rows."""
+        measured = data.values[test]
+        found = score_prediction(prediction, measured)
+        inside = (prediction.lower <= measured) & (measured <= prediction.upper)
+        third = np.digitize(data.features.flops[test], np.quantile(data.features.flops, [1 / 3, 2 / 3]))
+        self.covered.append(found.coverage or 0.0)
+        self.thirds.append([100.0 * float(inside[third == index].mean()) for index in range(3)])
+        self.widths.append(found.width or 0.0)
+        self.errors.append(found.mape)
+
+    def join(self, other: Intervals) -> None:
+        """Pool with those of another table."""
+        for mine, theirs in zip(
+            (self.covered, self.thirds, self.widths, self.errors),
+            (other.covered, other.thirds, other.widths, other.errors),
+            strict=True,
+        ):
+            mine.extend(theirs)  # type: ignore[arg-type]
+
+    def results(self, at: str) -> Iterator[Result]:
+        """Rows of the table."""
+        yield _over_seeds(f"coverage {at}", self.covered, "%", "90 % intervals")
+        for index, name in enumerate(("small", "middle", "large")):
+            yield _over_seeds(f"coverage of the {name} third {at}", [row[index] for row in self.thirds], "%")
+        yield _over_seeds(f"width {at}", self.widths, "%", "mean width of the 90 % interval")
+        ratio = float(np.mean(self.widths) / np.mean(self.errors))
+        yield Result(f"width over MAPE {at}", ratio, "x", len(self.widths))
+
+
+def accuracy(data: Measurements, n: int, seeds: int, intervals: Intervals) -> Iterator[Result]:
+    """Errors and ranks of `auto` with n rows, beside the baselines on the same rows; its intervals are collected."""
+    scores = []
+    baselines: dict[str, list[float]] = {name: [] for name in BASELINES}
     taus: dict[str, list[float]] = {name: [] for name in BASELINES}
-    edges = np.quantile(data.features.flops, [1 / 3, 2 / 3])
     for seed in range(seeds):
         train, test = data.split(seed)
-        measured = data.values[test]
-        prediction, _ = fit_and_predict(data, train[:n], test, seed)
-        scores.append(score_prediction(prediction, measured))
-        inside = (prediction.lower <= measured) & (measured <= prediction.upper)
-        third = np.digitize(data.features.flops[test], edges)
-        thirds.append([100.0 * inside[third == index].mean() for index in range(3)])
-        if seed < BASELINE_SEEDS:
-            for name, baseline in BASELINES.items():
-                alone = score(baseline(data, train[:n], test, seed), measured)
-                baselines[name].append(alone.mape)
-                taus[name].append(alone.kendall)
+        prediction = fit_and_predict(data, train[:n], test, seed)
+        scores.append(score_prediction(prediction, data.values[test]))
+        intervals.add(data, test, prediction)
+        for name, baseline in BASELINES.items() if seed < BASELINE_SEEDS else ():
+            alone = score(baseline(data, train[:n], test, seed), data.values[test])
+            baselines[name].append(alone.mape)
+            taus[name].append(alone.kendall)
     beside = ", ".join(f"{name} {np.mean(values):.2f} %" for name, values in baselines.items())
     ranks = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in taus.items())
     at = f"{data.name} n={n}"
     yield _over_seeds(f"MAPE {at}", [s.mape for s in scores], "%", beside)
     yield _over_seeds(f"tau {at}", [s.kendall for s in scores], "", ranks)
     yield _over_seeds(f"within 10 % {at}", [s.within_10 for s in scores], "%")
-    yield _over_seeds(f"coverage {at}", [s.coverage or 0.0 for s in scores], "%", "90 % intervals")
-    for index, name in enumerate(("small", "middle", "large")):
-        yield _over_seeds(f"coverage of the {name} third {at}", [row[index] for row in thirds], "%")
-    yield _over_seeds(f"width {at}", [s.width or 0.0 for s in scores], "%", "mean width of the 90 % interval")
-    ratio = float(np.mean([s.width or 0.0 for s in scores]) / np.mean([s.mape for s in scores]))
-    yield Result(f"width over MAPE {at}", ratio, "x", len(scores))
+    yield from intervals.results(at)
 
 
 def exchangeable(data: Measurements, n: int, seeds: int) -> Iterator[Result]:
@@ -83,7 +118,7 @@ def exchangeable(data: Measurements, n: int, seeds: int) -> Iterator[Result]:
     scores = []
     for seed in range(seeds):
         train, test = shuffled.split(seed)
-        prediction, _ = fit_and_predict(shuffled, train[:n], test, seed)
+        prediction = fit_and_predict(shuffled, train[:n], test, seed)
         scores.append(score_prediction(prediction, data.values[test]))
     at = f"{data.name} n={n}, test rows drawn at random"
     yield _over_seeds(f"coverage {at}", [s.coverage or 0.0 for s in scores], "%", "90 % intervals")
@@ -99,9 +134,8 @@ def anchors(data: Measurements) -> Iterator[Result]:
         yield Result(f"MAPE {data.name} {name} n={len(train)}", found.mape, "%", 1)
 
 
-def drift(data: Measurements, copies: int) -> Iterator[Result]:
+def drift(data: Measurements, report: DriftReport, copies: int) -> Iterator[Result]:
     """Shifted stretches of a whole table, false alarms on shuffled copies, and what a fit loses by them."""
-    report = detect(data.features, data.values)
     found = "; ".join(map(str, report.segments)) or "none"
     yield Result(f"drift segments {data.name}", len(report.segments), "", len(data.values), anchor=found)
     model = ShrinkageModel(terms=("products", "levels"), drift=False).fit(data.features, data.values)
@@ -109,8 +143,8 @@ def drift(data: Measurements, copies: int) -> Iterator[Result]:
     generator = np.random.default_rng(0)
     alarms = [bool(in_residuals(generator.permutation(residuals)).segments) for _ in range(copies)]
     yield Result(f"drift false alarms {data.name}", 100.0 * float(np.mean(alarms)), "%", copies, anchor="shuffled rows")
-    if report.segments and len(data.values) < 5000:
-        ratios = [_drift_cost(data, report.levels != 0, seed) for seed in range(3)]
+    if report.segments and data.pool is None:
+        ratios = [_drift_cost(data, report.levels != 0, seed) for seed in range(DRIFT_SEEDS)]
         yield _over_seeds(f"error with drifted rows over without {data.name}", ratios, "x", "on undrifted test rows")
 
 
@@ -119,7 +153,7 @@ def _drift_cost(data: Measurements, drifted: NDArray[np.bool_], seed: int) -> fl
     train, test = data.split(seed)
     test = test[~drifted[test]]
     errors = [
-        score(fit_and_predict(data, rows, test, seed)[0].value, data.values[test]).mape
+        score(fit_and_predict(data, rows, test, seed).value, data.values[test]).mape
         for rows in (train, train[~drifted[train]])
     ]
     return errors[0] / errors[1]
@@ -168,7 +202,8 @@ def speed(count: int) -> Iterator[Result]:
     shape = ModelShape(
         family="bert", hidden_size=384, num_blocks=6, heads=12, kv_heads=12, head_dim=32, ffn=1536, gated=False,
         bias_qkv=True, bias_attention_out=True, bias_ffn_in=True, bias_ffn_out=True, block_other_parameters=1536,
-        other_parameters=11_000_000, head_macs_per_token=0, head_macs_per_sequence=147_456, vocab_size=30522, causal=False,
+        other_parameters=11_000_000, head_macs_per_token=0, head_macs_per_sequence=147_456, vocab_size=30522,
+        causal=False,
     )  # fmt: skip
     choices = {"skip": [False, True], "heads": [3, 6, 9, 12], "ffn": [384, 768, 1152, 1536], "rank_qkv": [96, 0]}
     space = SearchSpace.from_choices(shape, choices)
@@ -200,14 +235,20 @@ def run(directory: Path, *, quick: bool) -> list[Result]:
     if not tables:
         sys.exit(f"no hat/*.csv.gz and no hwgpt/table_*.csv.gz in {directory}")
     results: list[Result] = []
+    steady: dict[int, Intervals] = {}
     for data in tables:
+        report = detect(data.features, data.values)
         for n in SIZES[data.name.split()[0]][: 1 if quick else None]:
-            results += accuracy(data, n, seeds)
-            if data.pool is not None and data.name.split()[-1].startswith("lat_"):
+            intervals = Intervals()
+            results += accuracy(data, n, seeds, intervals)
+            if data.pool is not None and not report.segments:
+                steady.setdefault(n, Intervals()).join(intervals)
                 results += exchangeable(data, n, min(seeds, 5))
             print(f"{data.name} n={n} done", file=sys.stderr)
         results += anchors(data)
-        results += drift(data, 20 if quick else 200)
+        results += drift(data, report, 20 if quick else 200)
+    for n, intervals in steady.items():
+        results += intervals.results(f"HW-GPT, all undrifted columns n={n}")
     results += [injected(data, 10 if quick else 100) for data in tables if "enfr_cpu" in data.name]
     latencies = [data for data in tables if data.name.startswith("HW-GPT lat_")]
     if len(latencies) > 1:

@@ -27,7 +27,7 @@ class Measurements:
     """One measured quantity of many architectures, in measurement order.
 
     Args:
-        name: ``HAT <file stem>`` or ``HW-GPT <column>``.
+        name: ``HAT <file stem>`` or ``HW-GPT <column>``, with the table's name where there are several.
         features: Rows of physical features.
         plain: ``(rows, columns)``: the table's own columns as plain numbers, for models that know no physics.
         values: ``(rows,)`` measured values.
@@ -54,8 +54,9 @@ def read_all(directory: Path) -> Iterator[Measurements]:
     """Every measured quantity in ``hat/*.csv.gz`` and ``hwgpt/table_*.csv.gz`` below a directory."""
     for path in sorted((directory / "hat").glob("*.csv.gz")):
         yield read_hat(path)
-    for path in sorted((directory / "hwgpt").glob("table_*.csv.gz")):
-        yield from read_hwgpt(path)
+    tables = sorted((directory / "hwgpt").glob("table_*.csv.gz"))
+    for path in tables:
+        yield from read_hwgpt(path, suffix=f" of {path.name.removesuffix('.csv.gz')}" if len(tables) > 1 else "")
 
 
 def read_hat(path: Path) -> Measurements:
@@ -101,14 +102,14 @@ def read_hat(path: Path) -> Measurements:
     return Measurements(f"HAT {stem}", from_products(products, groups=groups), plain, values, pool=None)
 
 
-def read_hwgpt(path: Path) -> Iterator[Measurements]:
+def read_hwgpt(path: Path, suffix: str = "") -> Iterator[Measurements]:
     """Latency, energy and memory columns of a table of HW-GPT-Bench (Sukthanker et al. 2024, arXiv 2405.10299)."""
     table = pd.read_csv(path)
     features, plain = _hwgpt_features(table)
     for column in table.columns:
         if column.startswith(("lat_ms_", "energy_wh_", "mem_")):
             values = table[column].to_numpy(dtype=np.float64)
-            yield Measurements(f"HW-GPT {column}", features, plain, values, pool=len(table) * 4 // 5)
+            yield Measurements(f"HW-GPT {column}{suffix}", features, plain, values, pool=len(table) * 4 // 5)
 
 
 def _hwgpt_features(table: pd.DataFrame) -> tuple[Features, Floats]:

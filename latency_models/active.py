@@ -44,6 +44,7 @@ class ActiveProfiling:
         candidates: Random subnets among which a round chooses.
         make: Makes the predictor whose uncertainty steers.
         seed: Draws designs and candidates.
+        exclude: Subnets that are never proposed, such as those that judge the predictor in the end.
 
     Attributes:
         curve: The learning curve so far.
@@ -59,6 +60,7 @@ class ActiveProfiling:
     candidates: int = 1000
     make: Callable[[], CalibratedPredictor] = auto
     seed: int = 0
+    exclude: frozenset[SubnetConfig] = frozenset()
     curve: list[LearningPoint] = field(default_factory=list, init=False)
 
     def design(self) -> list[SubnetConfig]:
@@ -67,13 +69,11 @@ class ActiveProfiling:
         uniform = self.space.uniform()
         flops = np.argsort(self._features(uniform).flops) if uniform else np.zeros(0, dtype=np.int64)
         spread = flops[np.unique(np.linspace(0, len(flops) - 1, min(len(flops), self.start // 4)).astype(int))]
-        chosen = dict.fromkeys([self.space.smallest, self.space.largest, *(uniform[index] for index in spread)])
+        first = [self.space.smallest, self.space.largest, *(uniform[index] for index in spread)]
         # A small space may have fewer subnets than the design asks for.
-        for subnet in self.space.sample(generator, 20 * self.start):
-            if len(chosen) >= self.start:
-                break
-            chosen.setdefault(subnet)
-        return list(chosen)[: self.start]
+        drawn = self.space.sample(generator, 20 * self.start)
+        chosen = [subnet for subnet in dict.fromkeys([*first, *drawn]) if subnet not in self.exclude]
+        return chosen[: self.start]
 
     def propose(
         self, subnets: Sequence[SubnetConfig] = (), values: Floats | None = None, order: Floats | None = None
@@ -94,12 +94,17 @@ class ActiveProfiling:
             if missing:
                 return missing
         assert values is not None, "`values` must be given with `subnets`."
+        values = np.asarray(values, dtype=np.float64)
         place = np.arange(len(values), dtype=np.float64) if order is None else order
-        predictor = self.make().fit(self._features(subnets), np.asarray(values, dtype=np.float64), place)
-        self.curve.append(LearningPoint(len(values), float(np.abs(predictor.held_out_.errors(values)).mean())))
+        # Rounds of an earlier run are gone through again, so that a continued profile stops where it would have.
+        earlier = len(self.curve) or self.start >= len(values)
+        for count in () if earlier else range(self.start, len(values), self.batch):
+            self._learn(subnets[:count], values[:count], place[:count])
+        predictor = self._learn(subnets, values, place)
         if self.finished:
             return []
         generator = np.random.default_rng([self.seed, len(values)])
+        known |= self.exclude
         pool = [s for s in dict.fromkeys(self.space.sample(generator, self.candidates)) if s not in known]
         return self._uncertain(predictor, pool, subnets)
 
@@ -114,6 +119,12 @@ class ActiveProfiling:
         return len(errors) > self.patience and min(errors[-self.patience :]) > (1.0 - self.gain) * min(
             errors[: -self.patience]
         )
+
+    def _learn(self, subnets: Sequence[SubnetConfig], values: Floats, place: Floats) -> CalibratedPredictor:
+        """Fit to all rows so far; one more point of the curve."""
+        predictor = self.make().fit(self._features(subnets), values, place)
+        self.curve.append(LearningPoint(len(values), float(np.abs(predictor.held_out_.errors(values)).mean())))
+        return predictor
 
     def _uncertain(
         self, predictor: CalibratedPredictor, pool: list[SubnetConfig], known: Sequence[SubnetConfig]

@@ -20,7 +20,7 @@ from latency_models.features import Features, Floats, Integers
 JACKKNIFE_BELOW = 40
 ROWS_PER_LEVEL = 15
 MOST_LEVELS = 6
-LEVEL_PRIOR = 5.0
+LEVEL_PRIOR = 2.0
 
 
 class Model(Protocol):

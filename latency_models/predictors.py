@@ -28,6 +28,7 @@ from search_spaces.subnet import SubnetConfig, SubnetTable
 
 MIN_ROWS = 8
 COSTLY_ROWS = 300
+MOST_LOSS = 5.0
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,12 @@ def weights_of(losses: Mapping[str, Floats], priors: Mapping[str, float]) -> dic
     """Weights of models by their losses on the same rows ``(rows,)``, those below 5 % left out.
 
     A model that is worse than the best by z standard errors of their paired difference weighs ``exp(-z^2 / 2)`` times
-    its prior weight.
+    its prior weight. A loss counts as at most `MOST_LOSS` typical ones: else one row that all models miss would hide
+    every difference between them.
     """
+    best = min(losses, key=lambda name: float(losses[name].mean()))
+    most = MOST_LOSS * float(np.median(losses[best])) or math.inf
+    losses = {name: np.minimum(loss, most) for name, loss in losses.items()}
     best = min(losses, key=lambda name: float(losses[name].mean()))
     raw = {}
     for name, loss in losses.items():

@@ -23,6 +23,9 @@ from search_spaces.subnet import SubnetConfig
 
 __all__ = ["DeviceProfile", "Header", "Problem", "ProfileError", "Row", "quantity_of", "training_data"]
 
+DRIFTED = 0.03
+"""Share by which the reference model is off its usual level when a row's median is no longer taken as it is."""
+
 
 class DeviceProfile:
     """Rows of one device, workload and search space, in the order in which they were measured.
@@ -166,8 +169,15 @@ class DeviceProfile:
 
 
 def quantity_of(row: Row, quantity: str) -> float | None:
-    """One quantity of a row: ``latency_ms`` or a meter's; None where the row has no such meter."""
-    return row.measurement.p50 if quantity == "latency_ms" else row.meters.get(quantity)
+    """One quantity of a row: ``latency_ms`` or a meter's; None where the row has no such meter.
+
+    The latency is the median; of a row that was measured while the machine was off its usual level, and stayed so when
+    it was measured again, the median in proportion to the reference.
+    """
+    if quantity != "latency_ms":
+        return row.meters.get(quantity)
+    drifted = abs(row.measurement.drift or 0.0) > DRIFTED
+    return row.measurement.corrected if drifted else row.measurement.p50
 
 
 def _append(path: Path, data: Mapping[str, Any]) -> None:

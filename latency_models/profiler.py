@@ -100,6 +100,7 @@ class Profiler:
         reference_level: float | None = None,
         budget_seconds: float | None = None,
         progress: Progress | None = None,
+        session: Session | None = None,
     ) -> Iterator[tuple[Key, Measurement]]:
         """Measure candidates; each is handed over when its chunk is done, so that a killed session loses one chunk.
 
@@ -109,6 +110,7 @@ class Profiler:
             reference_level: What it usually takes in milliseconds, from earlier sessions; found out when None.
             budget_seconds: No chunk begins after so many seconds.
             progress: Called after each chunk with (done, total or None, seconds left or None).
+            session: An open session of `session`, to measure in rounds that share one reference; it stays open.
 
         Yields:
             Keys with their measurements. A key comes again when it was measured again; of the two, the one with less
@@ -118,7 +120,8 @@ class Profiler:
             BackendError: A model cannot be compiled or run.
         """
         started = self._clock()
-        session = self._session(reference, reference_level)
+        own = session is None
+        session = session or self.session(reference, reference_level)
         total = len(candidates) if isinstance(candidates, Sequence) else None
         done = 0
         again: list[tuple[Key, Compile]] = []
@@ -141,13 +144,16 @@ class Profiler:
                 if not again:
                     return
         finally:
-            session.close()
+            if own:
+                session.close()
 
     def drifted(self, measurement: Measurement) -> bool:
         """Whether the machine was off its usual level while the measurement was taken."""
         return abs(measurement.drift or 0.0) > self.drift_threshold
 
-    def _session(self, reference: Compile | None, level: float | None) -> Session:
+    def session(self, reference: Compile | None = None, reference_level: float | None = None) -> Session:
+        """An open session, here or in a process of its own: hand it to `measure`, and close it in the end."""
+        level = reference_level
         if not self.isolate:
             return LocalSession(self.settings, reference, level, clock=self._clock, wall_clock=self._wall_clock)
         from latency_models.isolation import RemoteSession

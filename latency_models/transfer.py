@@ -1,8 +1,9 @@
 """A predictor for a new device from 5 to 20 measurements on it and the profiles of other devices.
 
-What other devices predict for a subnet is one more physical quantity of it. The new device is a non-negative mixture of
-those, with deviations where its rows ask for them. Cross-validation weighs the transfers against the device's own rows,
-which are one of the candidates, so that profiles that do not help lose their weight.
+What other devices predict for a subnet is one more physical quantity of it: the new device is one of them to a power,
+or a non-negative mixture of them with deviations where its rows ask for them. The shares of the time that products take
+on other devices are also a prior for its own. Cross-validation weighs these transfers against the device's own rows,
+which are among the candidates, so that profiles that do not help lose their weight.
 """
 
 from __future__ import annotations
@@ -15,10 +16,15 @@ from typing import Self
 import numpy as np
 
 from latency_models.additive import AdditiveModel
+from latency_models.drift import MIN_ROWS as MIN_SEGMENT
+from latency_models.drift import detect
 from latency_models.features import Features, Floats, totals
+from latency_models.informed import InformedModel, Shares, shares_of
 from latency_models.intervals import Model
 from latency_models.predictors import CalibratedPredictor
 from latency_models.shrinkage import ShrinkageModel
+
+INFORMED_NOISES = (0.003, 0.01, 0.03)
 
 
 @dataclass
@@ -93,16 +99,32 @@ class PowerModel:
         return values, np.ones(len(values))
 
 
-def fit_source(features: Features, values: Floats, order: Floats | None = None) -> Model:
-    """The model of another device's profile that transfers build on."""
-    return ShrinkageModel(prior=AdditiveModel(by="kind")).fit(features, values, order)
+@dataclass(frozen=True)
+class Source:
+    """What is learned from another device's profile.
+
+    Args:
+        model: Predicts that device.
+        shares: The part of its time that each product takes.
+    """
+
+    model: Model
+    shares: Shares
 
 
-def transfer(sources: Mapping[str, Model], seed: int = 0) -> CalibratedPredictor:
+def fit_source(features: Features, values: Floats, order: Floats | None = None) -> Source:
+    """Learn another device from its profile; shifted stretches are scaled back where the order is known."""
+    if order is not None and len(values) >= 2 * MIN_SEGMENT:
+        values = detect(features, values, order).steady(values)
+    model = ShrinkageModel(prior=AdditiveModel(by="kind")).fit(features, values, order)
+    return Source(model, shares_of(features, values))
+
+
+def transfer(sources: Mapping[str, Source], seed: int = 0) -> CalibratedPredictor:
     """A predictor for a new device: its own rows and transfers, weighed by cross-validation when it is fitted.
 
     Args:
-        sources: Name -> model fitted to another device's profile, such as by `fit_source`.
+        sources: Name -> what `fit_source` learned from another device's profile.
         seed: Draws the folds.
 
     Raises:
@@ -115,11 +137,18 @@ def transfer(sources: Mapping[str, Model], seed: int = 0) -> CalibratedPredictor
         "shrinkage": ShrinkageModel(),
         "shrinkage_by_kind": ShrinkageModel(prior=AdditiveModel(by="kind")),
     }
-    powers: dict[str, Model] = {f"power of {name}": PowerModel(model) for name, model in sources.items()}
+    models = {name: source.model for name, source in sources.items()}
+    powers: dict[str, Model] = {f"power of {name}": PowerModel(model) for name, model in models.items()}
     mixtures: dict[str, Model] = {
-        "mixture": TransferModel(sources),
-        "mixture_with_products": TransferModel(sources, with_products=True),
-        "shrinkage_from_mixture": TransferModel(sources, ShrinkageModel(drift=False)),
+        "mixture": TransferModel(models),
+        "mixture_with_products": TransferModel(models, with_products=True),
+        "shrinkage_from_mixture": TransferModel(models, ShrinkageModel(drift=False)),
     }
-    # Mixtures have fewer free numbers than a device's own products: with few rows they get the benefit of the doubt.
-    return CalibratedPredictor({**own, **powers, **mixtures}, seed=seed, priors=dict.fromkeys(mixtures, 2.0))
+    shares = [source.shares for source in sources.values()]
+    informed: dict[str, Model] = {
+        f"informed, noise {noise:.1%}": ShrinkageModel(prior=InformedModel(shares, noise), drift=False)
+        for noise in INFORMED_NOISES
+    }
+    # They have fewer free numbers than a device's own products: with few rows they get the benefit of the doubt.
+    priors = dict.fromkeys([*powers, *mixtures, *informed], 2.0)
+    return CalibratedPredictor({**own, **powers, **mixtures, **informed}, seed=seed, priors=priors)

@@ -33,12 +33,9 @@ def devices(config: DictConfig) -> None:
 def profile(config: DictConfig) -> None:
     """Measure subnets on the device, fit its predictor, and print the scorecard."""
     from nas.measuring import DeviceBench
+    from nas.scorecard import print_profile
 
-    bench = Workbench(plain(config))
-    fitted = DeviceBench(bench).fitted
-    if not fitted.scores:
-        bench.say("No scorecard: raise `profile.held_out` to judge the predictor on fresh subnets.")
-    _print_scores(fitted)
+    print_profile(DeviceBench(Workbench(plain(config))))
 
 
 def calibrate(config: DictConfig) -> None:
@@ -205,16 +202,3 @@ def _write(data: Report, directory: Path) -> None:
     for command in data.commands:
         print(f"{command.purpose}:\n  {command.text}")
     print(f"Models: {directory / 'models'}\nReport: {files.html}")
-
-
-def _print_scores(fitted: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    if not fitted.scores:
-        return
-    names = list(dict.fromkeys(name for score in fitted.scores for name in score.scores))
-    table = Table("predictor", "n", *names, title=f"Fitted to {fitted.rows} subnets; judged on fresh ones")
-    for score in fitted.scores:
-        table.add_row(score.predictor, str(score.n), *(f"{score.scores.get(n, float('nan')):.3g}" for n in names))
-    Console().print(table)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from nas.reports.data import Interval, ModelRow, Report
 from nas.reports.tables import describe, format_interval, format_metric, format_number, format_speedup
 
 Figure = dict[str, Any]
+Check = tuple[str, str, Interval, float]
+"""A prediction beside its measurement: (name, kind, predicted ms, measured ms)."""
 PRECISION_COLOURS = {"fp32": "var(--measured)", "int8": "var(--int8)"}
 PRECISION_SYMBOLS = {"fp32": "diamond", "int8": "square"}
 # Beyond so many points, drawing each as an SVG element makes a browser slow.
@@ -152,8 +155,8 @@ def _hover(report: Report, row: ModelRow) -> str:
     return "<br>".join(lines)
 
 
-def checks_of(report: Report) -> list[tuple[str, str, Interval, float]]:
-    """All pairs of prediction and measurement: (name, kind, predicted ms, measured ms)."""
+def checks_of(report: Report) -> list[Check]:
+    """All pairs of prediction and measurement of a report."""
     pairs = [(check.name, "held out", check.predicted_ms, check.measured_ms) for check in report.checks]
     pairs.extend(
         (f"{row.name} {row.precision}", "front", row.predicted_ms, row.measured.p50_ms)
@@ -191,7 +194,7 @@ def predicted_vs_measured_figure(report: Report) -> Figure | None:
     return {"data": traces, "layout": layout}
 
 
-def _range(pairs: list[tuple[str, str, Interval, float]]) -> tuple[float, float]:
+def _range(pairs: Sequence[Check]) -> tuple[float, float]:
     low = min(min(interval.low, measured) for _, _, interval, measured in pairs)
     high = max(max(interval.high, measured) for _, _, interval, measured in pairs)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
@@ -269,14 +272,19 @@ def _layout(x: str, y: str) -> Figure:
 
 
 def save_predicted_vs_measured_png(report: Report, path: Path | str) -> bool:
-    """Draw predicted against measured latency as a PNG.
+    """Draw a report's predicted against its measured latencies as a PNG.
 
     Returns:
         Whether there was anything to draw; without measurements no file is written.
     """
     pairs = checks_of(report)
-    if not pairs:
-        return False
+    if pairs:
+        save_checks_png(pairs, path)
+    return bool(pairs)
+
+
+def save_checks_png(pairs: Sequence[Check], path: Path | str) -> None:
+    """Draw pairs of prediction and measurement (at least one) with their intervals and the diagonal as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as MatplotlibFigure
 
@@ -309,4 +317,3 @@ def save_predicted_vs_measured_png(report: Report, path: Path | str) -> bool:
     axes.legend(frameon=False, fontsize=9)
     # A version number in the file would change it from one installation to the next.
     figure.savefig(path, format="png", metadata={"Software": None})
-    return True

@@ -201,7 +201,7 @@ def _card(report: Report, name: str, subnet: Any, row: ModelRow | None) -> str:
 def _predictions(report: Report, figure: Figure | None) -> str:
     parts = [_figure("checks", "Predicted against measured latency", figure)]
     if report.scorecard:
-        header, rows = scorecard_table(report)
+        header, rows = scorecard_table(report.scorecard)
         parts.append(_table(header, rows, [False] + [True] * (len(header) - 1)))
     return "".join(parts)
 

@@ -75,7 +75,7 @@ def render_markdown(report: Report, png_name: str | None = None) -> str:
     if report.scorecard or png_name:
         parts.append("## Latency model\n")
         if report.scorecard:
-            parts.append(markdown_table(*scorecard_table(report)))
+            parts.append(markdown_table(*scorecard_table(report.scorecard)))
         if png_name:
             parts.append(f"![Predicted against measured latency]({png_name})\n")
     if report.sensitivity:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
-from nas.reports.data import Interval, MeasuredLatency, ModelRow, Report
+from nas.reports.data import Interval, MeasuredLatency, ModelRow, PredictorScore, Report
 from search_spaces.subnet import SubnetConfig
 
 if TYPE_CHECKING:
@@ -112,17 +112,42 @@ def model_rows(report: Report) -> list[list[str]]:
     return [[column.cell(row) for column in columns] for row in report.models]
 
 
-def scorecard_table(report: Report) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the predictors' scorecard."""
-    names = list(dict.fromkeys(name for line in report.scorecard for name in line.scores))
-    rows = [
-        [line.predictor, str(line.n), *(_score(line.scores.get(name)) for name in names)] for line in report.scorecard
-    ]
-    return ["predictor", "n", *names], rows
+SCORE_TITLES = {
+    "mape": "MAPE %",
+    "rmse": "RMSE",
+    "within_5": "within 5 %",
+    "within_10": "within 10 %",
+    "spearman": "Spearman",
+    "kendall": "Kendall",
+    "coverage": "coverage %",
+    "width": "width %",
+    "noise_floor": "noise floor %",
+}
+
+
+def scorecard_table(scores: Sequence[PredictorScore]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a predictor's scorecard; the width is the mean width of the interval over the value."""
+    given = {name for line in scores for name in line.scores}
+    names = [name for name in SCORE_TITLES if name in given] + sorted(given - set(SCORE_TITLES))
+    rows = [[line.predictor, str(line.n), *(_score(line.scores.get(name)) for name in names)] for line in scores]
+    return ["", "n", *(SCORE_TITLES.get(name, name) for name in names)], rows
 
 
 def _score(value: float | None) -> str:
     return "-" if value is None else format_number(value)
+
+
+def plain_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table for a terminal: the first column names its row, the others are numbers; no text is read as markup."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left")
+    for index, name in enumerate(header):
+        table.add_column(Text(name), justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
 
 
 def terminal_table(report: Report) -> Table:

@@ -1,0 +1,93 @@
+"""What `nas profile` says in the end: learning curve, drift, and how good the predictor is on fresh subnets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nas.measuring import DeviceBench, FittedPredictor
+from nas.reports.data import Interval
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from latency_models.drift import DriftReport
+    from latency_models.profile import DeviceProfile
+
+
+def print_profile(device: DeviceBench) -> None:
+    """Print everything that is known of a device's profile and predictor, and draw its plot."""
+    from latency_models.active import curve_text
+
+    latency = device.fitted
+    if device.curve:
+        print(f"Learning curve of {device.bench.device.name}:\n{curve_text(device.curve)}")
+    print(drift_text(device.profile, device.drift))
+    print(f"Predictor: {device.chosen_text()}; fitted to {latency.rows} subnets in {device.profile.path}")
+    if not latency.scores:
+        device.bench.say("No scorecard: raise `profile.held_out` to judge the predictor on fresh subnets.")
+        return
+    _print_scores("latency_ms", latency)
+    for quantity in device.profile.quantities[1:]:
+        _print_scores(quantity, device.fit(quantity))
+    batch = device.bench.workload.batch_size
+    print(throughput_text(latency, batch))
+    print(f"Predicted against measured: {draw(latency, device.profile.path.with_suffix('.png'))}")
+
+
+def _print_scores(quantity: str, fitted: FittedPredictor) -> None:
+    from rich.console import Console
+
+    from nas.reports.tables import plain_table, scorecard_table
+
+    title = f"{quantity}, judged on fresh subnets (RMSE in {fitted.unit})"
+    # As wide as it needs to be: a piped scorecard must not be cut at 80 columns.
+    console = Console(width=max(Console().width, 130))
+    console.print(plain_table(title, *scorecard_table(fitted.scores)))
+
+
+def draw(fitted: FittedPredictor, path: Path) -> Path:
+    """The predictor's held-out subnets, predicted against measured, as a PNG."""
+    from nas.reports.figures import save_checks_png
+
+    save_checks_png([(check.name, "held out", check.predicted_ms, check.measured_ms) for check in fitted.checks], path)
+    return path
+
+
+def drift_text(profile: DeviceProfile, report: DriftReport | None) -> str:
+    """What the reference model and the residuals tell of the machine's steadiness."""
+    from latency_models.profile import DRIFTED
+
+    rows = list(profile.latest().values())
+    levels = np.array([row.measurement.drift for row in rows if row.measurement.drift is not None])
+    parts = []
+    if len(levels):
+        off = int((np.abs(levels) > DRIFTED).sum())
+        again = len(profile) - len(rows)
+        low, high = np.quantile(levels, [0.05, 0.95])
+        parts.append(
+            f"the reference model was {low:+.1%} to {high:+.1%} off its usual level in 90 % of the rows; {again} "
+            f"measured again, {off} of {len(rows)} still more than {DRIFTED:.0%} off and taken relative to it"
+        )
+    if report is not None:
+        parts.append(str(report).removeprefix("drift: "))
+    return f"Drift: {'; '.join(parts) or 'not watched, there was no reference model'}."
+
+
+def throughput_text(latency: FittedPredictor, batch_size: int) -> str:
+    """Predicted and measured sequences per second of the held-out subnets' extremes."""
+    from nas.reports.tables import format_interval, format_number
+
+    checks = sorted(latency.checks, key=lambda check: check.measured_ms)
+    lines = [
+        f"  {name}: predicted {format_interval(_throughput(check.predicted_ms, batch_size))}, "
+        f"measured {format_number(batch_size * 1e3 / check.measured_ms)}"
+        for name, check in (("fastest", checks[0]), ("slowest", checks[-1]))
+    ]
+    return "Throughput in sequences per second, held-out subnets:\n" + "\n".join(lines)
+
+
+def _throughput(latency: Interval, batch_size: int) -> Interval:
+    least, most = (batch_size * 1e3 / max(value, 1e-9) for value in (latency.high, latency.low))
+    return Interval(batch_size * 1e3 / latency.value, least, most)
