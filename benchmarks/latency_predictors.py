@@ -1,8 +1,8 @@
 """Latency, energy and memory predictors on two public sets of measurements.
 
 Accuracy, intervals, drift, transfer and speed. Every number is of `auto` with the same settings on all data. Rows to
-train on are drawn at random from the pool (HW-GPT: the first four fifths of the table; HAT: nine tenths of the file, drawn
-anew by every seed); the rest tests.
+train on are drawn at random from the pool (HW-GPT: the first four fifths of the table; HAT: nine tenths of the file,
+drawn anew by every seed); the rest tests.
 
     python benchmarks/latency_predictors.py --data DIR
 """

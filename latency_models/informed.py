@@ -2,8 +2,8 @@
 
 Ten rows cannot tell twenty coefficients apart. Devices differ, but not in everything: on all of them matrix products
 take most of the time, and norms little. The shares of the time that a product takes on other devices are a Gaussian
-prior for its share on the new one, with the covariance in which those devices differ: a hierarchical model (Gelman and Hill
-2007).
+prior for its share on the new one, with the covariance in which those devices differ: a hierarchical model (Gelman and
+Hill 2007).
 """
 
 from __future__ import annotations

@@ -90,12 +90,42 @@ def test_evaluate_judges_folders_and_graphs(searched, root, capsys):
     assert json.loads(capsys.readouterr().out)["cosine"] == pytest.approx(1.0, abs=1e-5)
 
 
-def test_profile_prints_a_scorecard(searched, root, capsys):
+SMALL_PROFILE = ["space=width", "profile.num_subnets=12", "profile.held_out=3", "profile.active.start=10"]
+FAST_PROFILE = ["profile.protocol.max_seconds=0.05", "profile.protocol.warmup_seconds=0.01"]
+
+
+def test_profile_measures_what_it_needs_and_says_how_good_the_predictor_is(searched, root, capsys, monkeypatch):
     assert searched.is_dir()
-    small = ["profile.num_subnets=10", "profile.held_out=3", "profile.protocol.max_seconds=0.05"]
-    assert run(smoke(root, "profile", "space=width", *small)) == 0
+    monkeypatch.setattr("latency_models.meters.peak_memory_mb", lambda job: 10.0 + 0.1 * callable(job))
+    arguments = [*SMALL_PROFILE, *FAST_PROFILE, "profile.meters=[peak_memory_mb]"]
+    assert run(smoke(root, "profile", *arguments, "profile.protocol.isolate=true")) == 0
     out = capsys.readouterr().out
-    assert "judged on fresh ones" in out
+    for text in ("Learning curve", "Drift: the reference model was", "latency_ms, judged on fresh", "parameters alone"):
+        assert text in out
+    for text in ("peak_memory_mb, judged on fresh", "noise floor %", "coverage %", "Kendall", "Throughput"):
+        assert text in out
+    picture = Path(out.strip().splitlines()[-1].rpartition(": ")[2])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    rows = picture.with_suffix(".jsonl").read_text().splitlines()
+    assert len(rows) >= 1 + 10 + 3
+    assert run(smoke(root, "profile", *arguments, "profile.protocol.isolate=true", "progress=plain")) == 0
+    assert "Reusing the profile" in capsys.readouterr().err
+    assert picture.with_suffix(".jsonl").read_text().splitlines() == rows
+
+
+def test_a_second_device_borrows_from_the_first(searched, root, capsys):
+    assert searched.is_dir()
+    first = ["device=onnxruntime_cpu", "profile.num_subnets=22", "profile.active.target=0.0001", "profile.held_out=2"]
+    assert run(smoke(root, "profile", "space=width", *FAST_PROFILE, *first)) == 0
+    second = ["device=torch_cpu", "profile.num_subnets=8", "profile.held_out=2", "progress=plain"]
+    assert run(smoke(root, "profile", "space=width", *FAST_PROFILE, *second)) == 0
+    assert "Other devices' profiles: onnxruntime_cpu" in capsys.readouterr().err
+
+
+def test_a_meter_that_there_is_not_is_refused(searched, root, capsys):
+    assert searched.is_dir()
+    assert run(smoke(root, "profile", "profile.meters=[joy]")) == 2
+    assert "`profile.meters` must be of peak_memory_mb, energy_mj, but got 'joy'" in capsys.readouterr().err
 
 
 def test_training_the_supernet_keeps_the_teacher(searched, root, capsys):

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from latency_models.active import ActiveProfiling, curve_text
+from latency_models.additive import AdditiveModel
 from latency_models.drift import detect
 from latency_models.features import from_table
-from latency_models.predictors import PREDICTORS, SubnetPredictor
+from latency_models.informed import InformedModel, shares_of
+from latency_models.predictors import PREDICTORS, SubnetPredictor, weights_of
 from latency_models.saved import describe, fit_profile, load_predictor, save_predictor
 from latency_models.transfer import fit_source, transfer
 from search_spaces.cost import Workload, costs
@@ -74,6 +76,48 @@ def test_active_profiling_ends_and_remembers_its_curve():
         measured += proposed
     assert active.finished
     assert curve_text(active.curve)
+
+
+def test_subnets_that_judge_are_never_proposed():
+    judges = frozenset(SPACE.sample(np.random.default_rng(9), 200))
+    active = ActiveProfiling(SPACE, WORKLOAD, start=12, batch=6, candidates=300, target=1e-9, exclude=judges)
+    measured = active.propose()
+    assert len(measured) == 12
+    measured = [*measured, *active.propose(measured, latency(measured))]
+    assert not set(measured) & judges
+
+
+def test_a_continued_profile_stops_where_the_first_run_would_have():
+    settings = {"start": 12, "batch": 6, "candidates": 50, "make": PREDICTORS["additive"]}
+    first = ActiveProfiling(SPACE, WORKLOAD, **settings)
+    measured: list = []
+    while proposed := first.propose(measured, latency(measured) if measured else None):
+        measured += proposed
+    continued = ActiveProfiling(SPACE, WORKLOAD, **settings)
+    assert continued.propose(measured, latency(measured)) == []
+    assert [point.n for point in continued.curve] == [point.n for point in first.curve]
+
+
+def test_shares_of_other_devices_make_up_for_missing_rows():
+    def fitted(model, count=6):
+        few, test = SPACE.sample(np.random.default_rng(10), count), SPACE.sample(np.random.default_rng(11), 80)
+        values = model.fit(from_table(SPACE.shape, few, WORKLOAD), latency(few)).predict(
+            from_table(SPACE.shape, test, WORKLOAD)
+        )[0]
+        return float(np.mean(np.abs(values / latency(test, noise=0.0) - 1)))
+
+    old = SPACE.sample(np.random.default_rng(6), 100)
+    features = from_table(SPACE.shape, old, WORKLOAD)
+    known = [shares_of(features, latency(old, slope=slope)) for slope in (0.5e-6, 2e-6)]
+    assert sum(known[0].values()) == pytest.approx(1.0, abs=0.02)
+    assert fitted(InformedModel(known)) < fitted(AdditiveModel())
+
+
+def test_one_row_that_all_models_miss_hides_no_difference():
+    good, bad = np.full(20, 0.01), np.full(20, 0.02)
+    good[3], bad[3] = 3.0, 2.9
+    weights = weights_of({"good": good, "bad": bad}, {})
+    assert weights["good"] > 0.95
 
 
 def test_another_device_helps_a_new_one():

@@ -88,6 +88,13 @@ def test_of_repeated_rows_the_one_with_the_least_drift_counts(tmp_path):
     assert len(profile.training_data()[0]) == 1
 
 
+def test_rows_of_a_machine_off_its_usual_level_count_relative_to_the_reference(tmp_path):
+    profile = DeviceProfile.open(tmp_path / "p.jsonl", HEADER)
+    profile.append(SUBNETS[0], measurement(4.0, drift=0.02))
+    profile.append(SUBNETS[1], measurement(4.0, drift=0.5))
+    assert profile.training_data()[1] == pytest.approx([4.5, 4.5 / 1.5])
+
+
 @pytest.mark.parametrize("cut", [1, 20, 300])
 def test_a_killed_writer_costs_at_most_its_last_line(tmp_path, cut):
     path = tmp_path / "p.jsonl"
