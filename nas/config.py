@@ -17,7 +17,10 @@ from typing import Any
 TYPES: dict[str, str] = {
     "SentenceEmbedding": "nas.tasks.text",
     "TextClassification": "nas.tasks.text",
+    "TokenClassification": "nas.tasks.token",
+    "ImageClassification": "nas.tasks.image",
     "TextData": "nas.tasks.data",
+    "ImageData": "nas.tasks.images",
     "Distiller": "nas.distillation.losses",
     "TrainSettings": "nas.distillation.train",
     "Objectives": "nas.engine.limits",

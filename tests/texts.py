@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import BertForTokenClassification, PreTrainedTokenizerFast
 
-from tests.models import tiny_bert
+from tests.models import randomise, tiny_bert
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = tuple(f"w{index}" for index in range(97 - len(SPECIAL)))
@@ -54,3 +54,12 @@ def write_lines(file: Path, lines: list[str]) -> str:
     """A text file with one text a line; its path."""
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(file)
+
+
+def tiny_tagger_folder(folder: Path, tags: list[str]) -> str:
+    """Save a random tagger of words with its tokenizer; the folder's path."""
+    names = dict(enumerate(tags))
+    config = tiny_bert(id2label=names, label2id={name: index for index, name in names.items()}).config
+    randomise(BertForTokenClassification(config)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)

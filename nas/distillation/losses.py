@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _OUTPUT = {
     "logits": "logits",
+    "label_logits": "label_logits",
+    "scores": "scores",
     "embedding": "embedding",
     "similarity": "embedding",
     "hidden": "hidden",
@@ -30,13 +32,15 @@ class Distiller:
     Args:
         logits: Weight of the Kullback-Leibler divergence from the teacher's softened class probabilities to the
             student's, times temperature squared (Hinton et al. 2015, arXiv 1503.02531).
+        label_logits: The same of labels that hold or not, each with a probability of its own.
+        scores: Weight of the squared difference of predicted numbers, as a share of the teacher's variance in a batch.
         embedding: Weight of 1 - cosine of the two embeddings of a text.
         similarity: Weight of the squared difference of the two sides' cosine similarities between all texts of a batch
             (Park et al. 2019, arXiv 1904.05068, with cosines in place of distances).
         hidden: Weight of the squared difference of last hidden states, as a share of the teacher's variance.
         hidden_states: The same after every block (Jiao et al. 2020, arXiv 1909.10351); a student's block learns from
             the teacher's block of the same index.
-        labels: Weight of the cross-entropy with true classes.
+        labels: Weight of the loss on true labels: cross-entropy, binary cross-entropy or squared error.
         temperature: Softens the logits of both sides.
 
     Raises:
@@ -44,6 +48,8 @@ class Distiller:
     """
 
     logits: float = 0.0
+    label_logits: float = 0.0
+    scores: float = 0.0
     embedding: float = 0.0
     similarity: float = 0.0
     hidden: float = 0.0
@@ -65,7 +71,10 @@ class Distiller:
     @classmethod
     def default(cls, task: Task) -> Distiller:
         """Weights that measured best for the task's kind; see `conf/distiller/`."""
-        return cls(embedding=1.0, hidden=1.0) if task.kind == "sentence_embedding" else cls(logits=1.0)
+        given = set(task.deployed.values())
+        if "embedding" in given:
+            return cls(embedding=1.0, hidden=1.0)
+        return cls(**{name: 1.0 for name in ("logits", "label_logits", "scores") if name in given})
 
     @property
     def needs(self) -> frozenset[str]:
@@ -97,26 +106,33 @@ class Distiller:
         Args:
             student: Outputs by name, as a `Task` gives them.
             teacher: The teacher's outputs of the same batch; read where the weights say so.
-            batch: ``attention_mask (samples, tokens)``, and ``labels (samples,)`` where they have a weight.
+            batch: ``attention_mask (samples, tokens)`` of texts, and ``labels``, one row a sample, where they have a
+                weight.
             blocks: Index in the teacher of each of the student's blocks; by default they are the same blocks.
         """
         terms: list[Tensor] = []
+        mask = batch.get("attention_mask")
         if self.logits:
             terms.append(self.logits * softened_divergence(student["logits"], teacher["logits"], self.temperature))
+        if self.label_logits:
+            own, other = student["label_logits"], teacher["label_logits"]
+            terms.append(self.label_logits * label_divergence(own, other, self.temperature))
+        if self.scores:
+            terms.append(self.scores * score_difference(student["scores"], teacher["scores"]))
         if self.embedding:
             cosines = functional.cosine_similarity(student["embedding"], teacher["embedding"], dim=-1)
             terms.append(self.embedding * (1 - cosines).mean())
         if self.similarity:
             terms.append(self.similarity * similarity_difference(student["embedding"], teacher["embedding"]))
         if self.hidden:
-            terms.append(self.hidden * state_difference(student["hidden"], teacher["hidden"], batch["attention_mask"]))
+            terms.append(self.hidden * state_difference(student["hidden"], teacher["hidden"], mask))
         if self.hidden_states:
             own, other = student["hidden_states"], teacher["hidden_states"]
             if blocks is not None:
                 other = other[list(blocks)]
-            terms.append(self.hidden_states * state_difference(own, other, batch["attention_mask"]))
+            terms.append(self.hidden_states * state_difference(own, other, mask))
         if self.labels:
-            terms.append(self.labels * functional.cross_entropy(student["logits"], batch["labels"]))
+            terms.append(self.labels * label_loss(student, batch["labels"]))
         return torch.stack(terms).sum()
 
     def _weights(self) -> dict[str, float]:
@@ -132,6 +148,27 @@ def softened_divergence(student: Tensor, teacher: Tensor, temperature: float) ->
         reduction="batchmean",
     )
     return divergence * temperature**2
+
+
+def label_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) of independent labels' logits ``(samples, labels)``, summed, times temperature squared."""
+    own, other = (torch.stack((side, torch.zeros_like(side)), dim=-1) for side in (student, teacher))
+    return softened_divergence(own, other, temperature)
+
+
+def score_difference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of numbers ``(samples, 1)``, over the teacher's variance in the batch."""
+    spread = teacher.var(correction=0) if len(teacher) > 2 else teacher.new_ones(())
+    return functional.mse_loss(student, teacher) / spread.clamp(min=1e-6)
+
+
+def label_loss(student: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    """The loss on true labels that fits what the logits mean; tokens with the label -100 do not count."""
+    if "label_logits" in student:
+        return functional.binary_cross_entropy_with_logits(student["label_logits"], labels)
+    if "scores" in student:
+        return functional.mse_loss(student["scores"], labels)
+    return functional.cross_entropy(student["logits"].flatten(0, -2), labels.flatten())
 
 
 def similarity_difference(student: Tensor, teacher: Tensor) -> Tensor:
@@ -150,9 +187,10 @@ def similarity_difference(student: Tensor, teacher: Tensor) -> Tensor:
     return functional.mse_loss(own, other) / spread.clamp(min=1e-6)
 
 
-def state_difference(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
+def state_difference(student: Tensor, teacher: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Mean squared difference of states ``(..., samples, tokens, hidden)`` at real tokens, over the teacher's variance.
 
+    Without a mask all tokens are real.
     The variance is that of the teacher's states around their mean over the batch's tokens, block by block, so that 1 is
     the loss of a student that always says the mean.
 
@@ -164,7 +202,7 @@ def state_difference(student: Tensor, teacher: Tensor, attention_mask: Tensor) -
             f"hidden states must have the same sizes, but are {tuple(student.shape)} and {tuple(teacher.shape)}. "
             "Distil on embeddings or logits where the hidden size differs."
         )
-    real = attention_mask.bool()
+    real = torch.ones(student.shape[-3:-1], dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     own, other = student[..., real, :], teacher[..., real, :]
     spread = other.var(dim=-2, correction=0).mean(dim=-1)
     difference = (own - other).square().mean(dim=(-2, -1))

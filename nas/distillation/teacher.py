@@ -82,7 +82,10 @@ class TeacherOutputs:
             self.arrays(split, progress)
 
     def arrays(self, split: str, progress: Progress | None = None) -> Arrays:
-        """All outputs of a split: ``(samples, ...)``, and per-token ones ``(tokens, ...)``, token by token."""
+        """All outputs of a split: ``(samples, ...)``, and per-token ones ``(tokens, ...)``, token by token.
+
+        Samples that have as many tokens each, such as images, keep theirs together: ``(samples, tokens, ...)``.
+        """
         if split not in self._arrays:
             key = content_key(
                 [
@@ -106,38 +109,33 @@ class TeacherOutputs:
     def batch(self, split: str, rows: NDArray[np.int64]) -> dict[str, Tensor]:
         """Outputs of some samples as a student would give them: per-token states are padded with zeros."""
         arrays = self.arrays(split)
-        offsets = self.task.samples.tokens(split)["offsets"]
-        starts, lengths = offsets[rows], offsets[rows + 1] - offsets[rows]
-        columns = np.arange(int(lengths.max(initial=0)))
-        mask = columns < lengths[:, None]
-        places = np.where(mask, starts[:, None] + columns, starts[:, None])
+        offsets = self.task.samples.offsets(split)
         outputs = {}
         for name in self.names:
             if name not in _PER_TOKEN:
                 outputs[name] = torch.from_numpy(np.array(arrays[name][rows], dtype=np.float32))
                 continue
-            states = np.array(arrays[name][places], dtype=np.float32)
-            states[~mask] = 0.0
-            found = torch.from_numpy(states)
+            found = torch.from_numpy(_token_states(arrays[name], rows, offsets))
             # Stored token by token, (tokens, blocks, hidden); students give (blocks, samples, tokens, hidden).
             outputs[name] = found.permute(2, 0, 1, 3) if name == "hidden_states" else found
         return outputs
 
     def _compute(self, folder: Path, split: str, progress: Progress | None) -> None:
         samples, model = self.task.samples, self._loaded
-        offsets = samples.tokens(split)["offsets"]
+        offsets = samples.offsets(split)
         files: dict[str, Any] = {}
         for rows in samples.order(split, self.batch_size):
             batch = samples.batch(split, rows)
             with torch.inference_mode():
                 outputs = self.task.outputs(model, batch, self.names)
-            real = batch["attention_mask"].bool()
-            tokens = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
             for name in self.names:
                 values, places, count = outputs[name], rows, samples.size(split)
                 if name in _PER_TOKEN:
-                    values = values.permute(1, 2, 0, 3)[real] if name == "hidden_states" else values[real]
-                    values, places, count = values.half(), tokens, int(offsets[-1])
+                    values = (values.permute(1, 2, 0, 3) if name == "hidden_states" else values).half()
+                if name in _PER_TOKEN and offsets is not None:
+                    values = values[batch["attention_mask"].bool()]
+                    places = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
+                    count = int(offsets[-1])
                 if name not in files:
                     files[name] = np.lib.format.open_memmap(
                         folder / f"{name}.npy", "w+", values.numpy().dtype, (count, *values.shape[1:])
@@ -149,3 +147,17 @@ class TeacherOutputs:
             if not np.isfinite(file).all():
                 raise ValueError(f"the teacher's outputs on {split!r} must be finite, but some are not. Is it in fp16?")
             file.flush()
+
+
+def _token_states(
+    stored: NDArray[Any], rows: NDArray[np.int64], offsets: NDArray[np.int64] | None
+) -> NDArray[np.float32]:
+    """States of some samples, ``(samples, tokens, ...)``; those that are shorter are padded with zeros."""
+    if offsets is None:
+        return np.array(stored[rows], dtype=np.float32)
+    starts, lengths = offsets[rows], offsets[rows + 1] - offsets[rows]
+    columns = np.arange(int(lengths.max(initial=0)))
+    mask = columns < lengths[:, None]
+    states = np.array(stored[np.where(mask, starts[:, None] + columns, starts[:, None])], dtype=np.float32)
+    states[~mask] = 0.0
+    return states

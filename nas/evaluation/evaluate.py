@@ -182,19 +182,10 @@ def onnx_run(model: str | bytes, task: Task, threads: int = 1) -> Run:
     Raises:
         ValueError: The model lacks one of the task's outputs.
     """
-    import onnxruntime
+    from nas.tasks.deployed import GraphModel
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    inputs = {node.name for node in session.get_inputs()}
-    wanted = task.output_names[-1]
-    outputs = [node.name for node in session.get_outputs()]
-    if wanted not in outputs:
-        raise ValueError(f"the ONNX model must have the output {wanted!r}, but has {', '.join(map(repr, outputs))}.")
-
-    def run(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        feeds = {name: values.numpy() for name, values in batch.items() if name in inputs}
-        return {task.deployed[wanted]: torch.from_numpy(session.run([wanted], feeds)[0])}
-
-    return run
+    graph: Any = GraphModel(model, threads)
+    if not set(task.output_names) & set(graph.output_names):
+        found = ", ".join(map(repr, graph.output_names))
+        raise ValueError(f"the ONNX model must have the output {task.output_names[-1]!r}, but has {found}.")
+    return lambda batch: task.outputs(graph, batch)

@@ -1,11 +1,13 @@
-"""Quality metrics, and intervals for their differences.
+"""Quality metrics: each is computed of a table with one row a sample, so that its interval can be drawn from rows.
 
-Where scikit-learn or SciPy has a metric, theirs is used. Agreement with a teacher's neighbourhoods is written here.
+A task turns a model's outputs into rows once (which class was chosen, how far is the distribution from the teacher's);
+a `Measure` is what is computed of rows, of all of them or of any resample. Where scikit-learn, SciPy, torchmetrics or
+seqeval has a metric, theirs is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,52 +15,71 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
-# More pairs than these change the third decimal of a rank correlation no more.
-MAX_PAIRS = 500_000
+Rows = Mapping[str, NDArray[Any]]
+# Tables by name. Most tasks have one, of samples; a sentence encoder may have others, of labelled pairs or of queries.
+Tables = Mapping[str, Rows]
+SAMPLES = "samples"
+_IGNORED = -100
 
 
-def embedding_metrics(student: Floats, teacher: Floats, neighbours: int = 10) -> dict[str, float]:
-    """Agreement of two sets of embeddings of the same texts.
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One metric.
 
     Args:
-        student: Embeddings, ``(texts, hidden)``; the hidden sizes of the two may differ, but then there is no cosine.
-        teacher: The reference's.
-        neighbours: Nearest neighbours that ``recall`` compares.
-
-    Returns:
-        ``cosine``: mean cosine of a text's two embeddings. ``recall``: share of the teacher's nearest neighbours of a
-        text, among the other texts, that are the student's, too. ``spearman``: rank correlation between the two sides'
-        cosine similarities of all pairs of texts (at most `MAX_PAIRS`, drawn with a fixed seed).
+        name: Its name, everywhere: in tables, in files, as an objective or a constraint.
+        compute: The value of rows.
+        table: Whose rows.
+        higher_is_better: Which way is better.
+        agreement: Whether it says how close a model is to its teacher: the teacher's own value then says nothing.
+        ratio: Columns whose sums' ratio is the value, where it is one, ``(numerator, denominator)``; a denominator of
+            None counts the rows. Intervals of such are fast.
+        quick: A cheaper form, whose few resamples show the spread, where `compute` takes too long to be resampled.
     """
-    from scipy.stats import spearmanr
 
-    own, other = _unit(student), _unit(teacher)
-    metrics = {}
-    if own.shape == other.shape:
-        metrics["cosine"] = float(np.einsum("th,th->t", own, other, dtype=np.float64).mean())
-    own_similarity, other_similarity = own @ own.T, other @ other.T
-    left, right = _pairs(len(own))
-    correlation = spearmanr(own_similarity[left, right], other_similarity[left, right]).statistic
-    metrics["recall"] = neighbour_recall(own_similarity, other_similarity, neighbours)
-    # Constant embeddings have no ranks: no agreement.
-    metrics["spearman"] = float(np.nan_to_num(correlation))
-    return metrics
+    name: str
+    compute: Callable[[Rows], float]
+    table: str = SAMPLES
+    higher_is_better: bool = True
+    agreement: bool = False
+    ratio: tuple[str, str | None] | None = None
+    quick: Callable[[Rows], float] | None = None
 
+    def fits(self, tables: Tables) -> bool:
+        """Whether the tables have what is read."""
+        rows = tables.get(self.table)
+        return rows is not None and all(column in rows for column in self.ratio or () if column is not None)
 
-def neighbour_recall(student: Floats, teacher: Floats, neighbours: int) -> float:
-    """Share of the teacher's nearest neighbours that are the student's, from similarities ``(texts, texts)``.
-
-    Raises:
-        ValueError: There are not more texts than neighbours.
-    """
-    if not 1 <= neighbours < len(teacher):
-        raise ValueError(f"`neighbours` must be between 1 and {len(teacher) - 1}, but got {neighbours}.")
-    own, other = (_nearest(side, neighbours) for side in (student, teacher))
-    return float((own & other).sum() / (neighbours * len(teacher)))
+    def __call__(self, tables: Tables) -> float:
+        """The value of all rows."""
+        return self.compute(tables[self.table])
 
 
-def classification_metrics(student: Floats, teacher: Floats, labels: NDArray[np.int64]) -> dict[str, float]:
-    """Quality of logits against labels, and agreement with the teacher's.
+def ratio_of(name: str, numerator: str, denominator: str | None = None, **options: Any) -> Measure:
+    """A measure that is a mean of a column, or the ratio of two columns' sums; ``nan`` where that is of nothing."""
+
+    def compute(rows: Rows) -> float:
+        below = len(rows[numerator]) if denominator is None else float(rows[denominator].sum(dtype=np.float64))
+        return float(rows[numerator].sum(dtype=np.float64) / below) if below else float("nan")
+
+    return Measure(name, compute, ratio=(numerator, denominator), **options)
+
+
+def computed(measures: Iterable[Measure], tables: Tables) -> dict[str, float]:
+    """The values of all measures that the tables have rows for."""
+    return {measure.name: measure(tables) for measure in measures if measure.fits(tables)}
+
+
+def take(rows: Rows, positions: NDArray[Any]) -> Rows:
+    """Rows at these positions (indices or a mask), of every column."""
+    return {name: values[positions] for name, values in rows.items()}
+
+
+# -- one class a sample ------------------------------------------------------------------------------------------------
+
+
+def classification_rows(student: Floats, teacher: Floats, labels: NDArray[np.int64]) -> Rows:
+    """Rows of logits.
 
     Args:
         student: Logits, ``(samples, classes)``.
@@ -66,100 +87,185 @@ def classification_metrics(student: Floats, teacher: Floats, labels: NDArray[np.
         labels: True classes, ``(samples,)``.
 
     Returns:
-        ``accuracy``, ``macro_f1``, ``agreement`` (same class chosen) and ``kl`` (mean Kullback-Leibler divergence from
-        the teacher's distribution to the student's, nats).
+        ``labels``, ``chosen``, ``probabilities``, ``correct``, ``agrees`` (same class chosen as by the teacher), and
+        ``kl`` (Kullback-Leibler divergence from the teacher's distribution to the student's, nats).
     """
-    from scipy.special import log_softmax, rel_entr
-    from sklearn.metrics import accuracy_score, f1_score
+    from scipy.special import rel_entr, softmax
 
     chosen, reference = student.argmax(axis=1), teacher.argmax(axis=1)
-    own, other = (np.exp(log_softmax(np.asarray(side, dtype=np.float64), axis=1)) for side in (student, teacher))
+    own, other = (softmax(np.asarray(side, dtype=np.float64), axis=1) for side in (student, teacher))
     return {
-        "accuracy": float(accuracy_score(labels, chosen)),
-        "macro_f1": float(f1_score(labels, chosen, average="macro", zero_division=0.0)),
-        "agreement": float(accuracy_score(reference, chosen)),
-        "kl": float(rel_entr(other, np.maximum(own, np.finfo(np.float64).tiny)).sum(axis=1).mean()),
+        "labels": labels,
+        "chosen": chosen,
+        "probabilities": own,
+        "correct": (chosen == labels).astype(np.float64),
+        "agrees": (chosen == reference).astype(np.float64),
+        "kl": rel_entr(other, np.maximum(own, np.finfo(np.float64).tiny)).sum(axis=1),
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A value with its confidence interval."""
+def _macro_f1(rows: Rows) -> float:
+    from sklearn.metrics import f1_score
 
-    value: float
-    low: float
-    high: float
+    return float(f1_score(rows["labels"], rows["chosen"], average="macro", zero_division=0.0))
 
 
-def paired_bootstrap(
-    student: NDArray[Any],
-    teacher: NDArray[Any],
-    statistic: Callable[[NDArray[Any], NDArray[Any], int], NDArray[Any]] | None = None,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile interval of a statistic of two models on the same samples, which are drawn together.
+def _mcc(rows: Rows) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(rows["labels"], rows["chosen"]))
+
+
+CLASSIFICATION = (
+    ratio_of("accuracy", "correct"),
+    Measure("macro_f1", _macro_f1),
+    Measure("mcc", _mcc),
+    ratio_of("agreement", "agrees", agreement=True),
+    ratio_of("kl", "kl", agreement=True, higher_is_better=False),
+)
+
+
+# -- several labels a sample -------------------------------------------------------------------------------------------
+
+
+def multi_label_rows(student: Floats, teacher: Floats, labels: NDArray[np.float32]) -> Rows:
+    """Rows of logits of independent labels, chosen where their probability is above one half.
 
     Args:
-        student: One score a sample, ``(samples,)``.
-        teacher: The other model's, in the same order.
-        statistic: Of ``(student, teacher, axis)``; by default the ratio of the means: retention.
-        confidence: Share of such intervals that hold the true value.
-        resamples: Bootstrap samples.
-        seed: Of the draw.
+        student: Logits, ``(samples, labels)``.
+        teacher: The reference's logits.
+        labels: 1 where a sample has a label, else 0, ``(samples, labels)``.
 
-    Raises:
-        ValueError: The two have not the same number of samples, or fewer than 2.
+    Returns:
+        ``labels``, ``chosen``, ``probabilities``, ``correct`` (every label right), ``agrees`` (share of the labels that
+        student and teacher decide alike) and ``kl`` (summed over the labels' binary distributions, nats).
     """
-    from scipy.stats import bootstrap
+    from scipy.special import expit, rel_entr
 
-    if student.shape != teacher.shape or student.ndim != 1 or len(student) < 2:
-        raise ValueError(
-            f"scores must be two rows of >= 2 paired samples, but are {student.shape} and {teacher.shape}."
-        )
-
-    def retention(own: NDArray[Any], other: NDArray[Any], axis: int) -> NDArray[Any]:
-        return np.asarray(own.mean(axis=axis) / np.maximum(other.mean(axis=axis), 1e-12))
-
-    measure = statistic or retention
-    data = (np.asarray(student, dtype=np.float64), np.asarray(teacher, dtype=np.float64))
-    result = bootstrap(
-        data,
-        measure,
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        confidence_level=confidence,
-        method="percentile",
-        # Resamples of many samples by many draws fill the memory when they are made at once.
-        batch=max(1, 4_000_000 // len(student)),
-        rng=np.random.default_rng(seed),
-    )
-    interval = result.confidence_interval
-    return Interval(float(measure(*data, 0)), float(interval.low), float(interval.high))
+    own, other = (expit(np.asarray(side, dtype=np.float64)) for side in (student, teacher))
+    chosen, tiny = (own > 0.5).astype(np.int64), np.finfo(np.float64).tiny
+    divergence = rel_entr(other, np.maximum(own, tiny)) + rel_entr(1 - other, np.maximum(1 - own, tiny))
+    return {
+        "labels": labels.astype(np.int64),
+        "chosen": chosen,
+        "probabilities": own,
+        "correct": (chosen == labels).all(axis=1).astype(np.float64),
+        "agrees": ((own > 0.5) == (other > 0.5)).mean(axis=1),
+        "kl": divergence.sum(axis=1),
+    }
 
 
-def _unit(embeddings: Floats) -> Floats:
-    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    unit: Floats = embeddings / np.maximum(norms, 1e-12)
-    return unit
+def _micro_f1(rows: Rows) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(rows["labels"], rows["chosen"], average="micro", zero_division=0.0))
 
 
-def _pairs(texts: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    left, right = np.triu_indices(texts, k=1)
-    if len(left) > MAX_PAIRS:
-        chosen = np.random.default_rng(0).choice(len(left), MAX_PAIRS, replace=False)
-        left, right = left[chosen], right[chosen]
-    return left, right
+MULTI_LABEL = (
+    Measure("micro_f1", _micro_f1),
+    Measure("macro_f1", _macro_f1),
+    ratio_of("accuracy", "correct"),
+    ratio_of("agreement", "agrees", agreement=True),
+    ratio_of("kl", "kl", agreement=True, higher_is_better=False),
+)
 
 
-def _nearest(similarity: Floats, neighbours: int) -> NDArray[np.bool_]:
-    """Which texts are among each text's nearest, itself aside: ``(texts, texts)``."""
-    others = np.array(similarity, dtype=np.float32)
-    np.fill_diagonal(others, -np.inf)
-    chosen = np.argpartition(-others, neighbours - 1, axis=1)[:, :neighbours]
-    nearest = np.zeros(others.shape, dtype=bool)
-    np.put_along_axis(nearest, chosen, values=True, axis=1)
-    return nearest
+# -- a number a sample -------------------------------------------------------------------------------------------------
+
+
+def regression_rows(student: Floats, teacher: Floats, labels: NDArray[np.float32]) -> Rows:
+    """Rows of predicted numbers: ``labels``, ``predicted`` and the teacher's ``reference``, all ``(samples,)``."""
+    sides = {"labels": labels, "predicted": student, "reference": teacher}
+    return {name: np.asarray(side, dtype=np.float64).reshape(len(labels)) for name, side in sides.items()}
+
+
+def correlation(kind: str, left: str, right: str) -> Callable[[Rows], float]:
+    """``pearsonr`` or ``spearmanr`` of two columns; 0 where one of them is constant: no order, no agreement."""
+
+    def compute(rows: Rows) -> float:
+        from scipy import stats
+
+        own, other = rows[left], rows[right]
+        if len(own) < 2 or np.ptp(own) == 0 or np.ptp(other) == 0:
+            return 0.0
+        return float(getattr(stats, kind)(own, other).statistic)
+
+    return compute
+
+
+def _rmse(rows: Rows) -> float:
+    from sklearn.metrics import root_mean_squared_error
+
+    return float(root_mean_squared_error(rows["labels"], rows["predicted"]))
+
+
+REGRESSION = (
+    Measure("spearman", correlation("spearmanr", "labels", "predicted")),
+    Measure("pearson", correlation("pearsonr", "labels", "predicted")),
+    Measure("rmse", _rmse, higher_is_better=False),
+    Measure("agreement", correlation("pearsonr", "reference", "predicted"), agreement=True),
+)
+
+
+# -- a class a token ---------------------------------------------------------------------------------------------------
+
+
+def token_rows(student: Floats, teacher: Floats, labels: NDArray[np.int64], tags: tuple[str, ...]) -> Rows:
+    """Rows of sentences whose words have a tag each.
+
+    Args:
+        student: Logits, ``(samples, tokens, tags)``.
+        teacher: The reference's logits.
+        labels: True tags, ``(samples, tokens)``; -100 where a token does not begin a word.
+        tags: Their names; entities are read from names such as ``B-PER`` and ``I-PER``.
+
+    Returns:
+        For every sample: ``words``, and how many of them are ``correct`` and which ``agrees`` with the teacher's;
+        ``kl`` summed over its words; ``entity_hits`` (twice the entities found) of ``entities`` (those that are there
+        and those that were claimed), whose ratio is the entity-level F1; ``labels`` and ``chosen``.
+    """
+    from scipy.special import log_softmax, softmax
+
+    real, chosen, reference = labels != _IGNORED, student.argmax(axis=2), teacher.argmax(axis=2)
+    own, other = log_softmax(student, axis=2), log_softmax(teacher, axis=2)
+    kl = (softmax(teacher, axis=2) * (other - own)).sum(axis=2)
+    hits, entities = _entities(chosen, labels, tags)
+    return {
+        "labels": labels,
+        "chosen": chosen,
+        "words": real.sum(axis=1),
+        "correct": ((chosen == labels) & real).sum(axis=1),
+        "agrees": ((chosen == reference) & real).sum(axis=1),
+        "kl": np.where(real, kl, 0.0).sum(axis=1),
+        "entity_hits": hits,
+        "entities": entities,
+    }
+
+
+def _entities(
+    chosen: NDArray[np.int64], labels: NDArray[np.int64], tags: tuple[str, ...]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    hits, entities = np.zeros(len(labels), dtype=np.int64), np.zeros(len(labels), dtype=np.int64)
+    if not all(tag == "O" or tag[:2] in ("B-", "I-", "E-", "S-") for tag in tags):
+        return hits, entities  # Tags without spans, such as parts of speech.
+    for row, (claimed, true) in enumerate(zip(chosen, labels, strict=True)):
+        words = true != _IGNORED
+        found, there = (set(get_entities([tags[tag] for tag in side[words]])) for side in (claimed, true))
+        hits[row], entities[row] = 2 * len(found & there), len(found) + len(there)
+    return hits, entities
+
+
+def _tag_macro_f1(rows: Rows) -> float:
+    real = rows["labels"] != _IGNORED
+    return _macro_f1({"labels": rows["labels"][real], "chosen": rows["chosen"][real]})
+
+
+TOKENS = (
+    ratio_of("entity_f1", "entity_hits", "entities"),
+    ratio_of("accuracy", "correct", "words"),
+    Measure("macro_f1", _tag_macro_f1),
+    ratio_of("agreement", "agrees", "words", agreement=True),
+    ratio_of("kl", "kl", "words", agreement=True, higher_is_better=False),
+)

@@ -130,8 +130,8 @@ class Reference:
         with torch.inference_mode():
             outputs = [deployed(**batch) for batch in chosen]
             first = [model(**batch, return_dict=True)[0].numpy() for batch in chosen]
-        texts = task.samples.examples[split].texts[:8]
         longest = task.samples.max_length
+        texts = task.samples.examples[split].texts[:8] if longest else ()
         return cls(
             inputs=tuple(_arrays(batch) for batch in chosen),
             outputs=tuple(_arrays(dict(zip(task.output_names, values, strict=True))) for values in outputs),

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nas.tasks.files import read_tables
+from nas.tasks.splits import Cut, check_split_names, listed, named_splits
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Split = Literal["train", "calibration", "validation", "test"]
-SPLITS: tuple[str, ...] = get_args(Split)
-_ALIASES = {"dev": "validation", "valid": "validation", "eval": "validation", "training": "train", "testing": "test"}
 _log = logging.getLogger(__name__)
 
 
@@ -71,9 +68,11 @@ class TextData:
     Args:
         path: A local file or folder, or a data set on the Hugging Face hub (see `nas.tasks.files.read_tables`), or
             a mapping from split to file.
-        text_column: Column with the text.
+        text_column: Column with the text, or with a list of its words; these are kept with one space between them.
         pair_column: Column with the second text of sentence pairs.
-        label_column: Column with the label.
+        label_column: Column with the label, or with a list of labels; or several columns, each of which says (1 or 0)
+            whether the label of its name holds.
+        empty_labels: Whether an empty cell says that no label holds; otherwise it is a mistake.
         group_columns: Columns that name groups, kept for fairness figures.
         subset: The data set's configuration on the hub (``sst2`` of ``glue``).
         encoding: Of text files.
@@ -90,7 +89,7 @@ class TextData:
     path: str | Mapping[str, str]
     text_column: str = "text"
     pair_column: str | None = None
-    label_column: str | None = None
+    label_column: str | Sequence[str] | None = None
     group_columns: Sequence[str] = ()
     subset: str | None = None
     encoding: str = "utf-8"
@@ -100,15 +99,11 @@ class TextData:
     validation: int | float = 1000
     test: int | float = 2000
     seed: int = 0
+    empty_labels: bool = False
 
     def __post_init__(self) -> None:
-        for name in SPLITS:
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
-                raise ValueError(f"`{name}` must be a number of samples or a fraction > 0, but got {value!r}.")
-        for name in self.splits or {}:
-            if name not in SPLITS:
-                raise ValueError(f"`splits` must name {', '.join(SPLITS)}, but got {name!r}.")
+        _ = self._cut
+        check_split_names(self.splits)
 
     def read(self) -> dict[str, Examples]:
         """Read the source and split it.
@@ -120,121 +115,91 @@ class TextData:
             FileNotFoundError, ValueError: As `read_tables`; a column is missing (the message lists those there are),
                 a label is missing, or there are too few samples.
         """
-        given = {split: self._examples(table, split) for split, table in self._tables().items()}
-        seen: set[tuple[str, str]] = set()
-        unique = {split: _without_repeats(given[split], seen) for split in reversed(SPLITS) if split in given}
-        repeats = sum(map(len, given.values())) - sum(map(len, unique.values()))
-        if repeats:
-            _log.info("%s: %d texts that occur more than once were dropped.", self._name, repeats)
-        splits = self._cut(unique)
-        for split, examples in splits.items():
-            if not len(examples):
-                raise ValueError(f"{self._name}: split {split!r} must not be empty, but has no sample left.")
-        return splits
+        tables = named_splits(self._tables(), self.splits, self._name)
+        return self._cut({split: self._examples(table, split) for split, table in tables.items()}, self._name)
+
+    @property
+    def _cut(self) -> Cut:
+        return Cut(self.train, self.calibration, self.validation, self.test, self.seed)
 
     @property
     def _name(self) -> str:
         return self.path if isinstance(self.path, str) else ", ".join(self.path.values())
 
     def _tables(self) -> dict[str, pd.DataFrame]:
-        if not isinstance(self.path, str):
-            tables = {}
-            for split, file in self.path.items():
-                read = read_tables(file, self.subset, self.encoding)
-                if len(read) != 1:
-                    raise ValueError(f"`path` for split {split!r} must be one table, but {file!r} has splits.")
-                tables[split] = next(iter(read.values()))
-        else:
-            tables = read_tables(self.path, self.subset, self.encoding)
-        if set(tables) == {""}:
-            return {"train": tables[""]}
-        if self.splits is not None:
-            if missing := sorted(set(self.splits.values()) - set(tables)):
-                raise ValueError(f"{self._name}: split {missing[0]!r} is not there; there are {_listed(tables)}.")
-            tables = {ours: tables[theirs] for ours, theirs in self.splits.items()}
-        named = {_ALIASES.get(split, split): table for split, table in tables.items()}
-        known = {split: table for split, table in named.items() if split in SPLITS}
-        if "train" not in known:
-            raise ValueError(
-                f"{self._name}: there must be a train split, but there are {_listed(tables)}. "
-                "Say which one it is with `splits: {train: NAME}`."
-            )
-        return known
+        if isinstance(self.path, str):
+            return read_tables(self.path, self.subset, self.encoding)
+        tables = {}
+        for split, file in self.path.items():
+            read = read_tables(file, self.subset, self.encoding)
+            if len(read) != 1:
+                raise ValueError(f"`path` for split {split!r} must be one table, but {file!r} has splits.")
+            tables[split] = next(iter(read.values()))
+        return tables
 
     def _examples(self, table: pd.DataFrame, split: str) -> Examples:
-        wanted = [self.text_column, self.pair_column, self.label_column, *self.group_columns]
-        for column in wanted:
+        for column in (self.text_column, self.pair_column, *self._label_columns, *self.group_columns):
             if column is not None and column not in table.columns:
-                raise ValueError(f"{self._name}: column {column!r} is not there; there are {_listed(table.columns)}.")
-        filled = table[self.text_column].notna() & (table[self.text_column].astype(str).str.strip() != "")
+                raise ValueError(f"{self._name}: column {column!r} is not there; there are {listed(table.columns)}.")
+        texts = [_as_text(cell, row, split) for row, cell in enumerate(table[self.text_column])]
+        filled = np.array([bool(text) for text in texts])
         if self.pair_column is not None:
-            filled &= table[self.pair_column].notna()
+            filled &= table[self.pair_column].notna().to_numpy()
         if not filled.all():
             _log.warning("%s: %d rows without text were left out.", self._name, int((~filled).sum()))
-        rows = np.flatnonzero(filled.to_numpy())
+        rows = np.flatnonzero(filled)
         if not len(rows):
             raise ValueError(f"{self._name}: split {split!r} must not be empty, but no row has a text.")
         table = table.iloc[rows]
-        if self.label_column is not None and (lacking := table[self.label_column].isna().to_numpy()).any():
-            row = int(rows[int(lacking.argmax())])
-            raise ValueError(f"{self._name}: row {row} of split {split!r} has no label in {self.label_column!r}.")
         return Examples(
-            texts=tuple(table[self.text_column].astype(str).str.strip()),
+            texts=tuple(texts[row] for row in rows),
             rows=rows.astype(np.int64),
             pairs=None if self.pair_column is None else tuple(table[self.pair_column].astype(str).str.strip()),
-            labels=None if self.label_column is None else tuple(table[self.label_column].tolist()),
+            labels=None if self.label_column is None else self._labels(table, split, rows),
             groups={name: tuple(table[name].astype(str)) for name in self.group_columns},
         )
 
-    def _cut(self, unique: Mapping[str, Examples]) -> dict[str, Examples]:
-        total = sum(map(len, unique.values()))
-        splits = {
-            split: examples.take(_shuffled(examples, self.seed)[: self._size(split, total)])
-            for split, examples in unique.items()
-            if split != "train"
-        }
-        pool = unique["train"].take(_shuffled(unique["train"], self.seed))
-        missing = [split for split in reversed(SPLITS) if split not in splits and split != "train"]
-        needed = sum(self._size(split, total) for split in missing) + 1
-        if len(pool) < needed:
-            sizes = ", ".join(f"{split} {self._size(split, total)}" for split in missing)
+    @property
+    def _label_columns(self) -> list[str]:
+        if self.label_column is None:
+            return []
+        return [self.label_column] if isinstance(self.label_column, str) else list(self.label_column)
+
+    def _labels(self, table: pd.DataFrame, split: str, rows: NDArray[np.int64]) -> tuple[Any, ...]:
+        import pandas as pd
+
+        names = self._label_columns
+        columns = table[names]
+        lacking = columns.isna().to_numpy()
+        if lacking.any() and not self.empty_labels:
+            at, column = (int(position[0]) for position in lacking.nonzero())
+            raise ValueError(f"{self._name}: row {int(rows[at])} of split {split!r} has no label in {names[column]!r}.")
+        if isinstance(self.label_column, str):
+            cells = columns.iloc[:, 0].tolist()
+            return tuple(() if empty else cell for cell, empty in zip(cells, lacking[:, 0], strict=True))
+        holds = columns.fillna(0).apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+        if (wrong := ~np.isin(holds, (0.0, 1.0))).any():
+            at, column = (int(position[0]) for position in wrong.nonzero())
             raise ValueError(
-                f"{self._name}: the splits ({sizes}, and train) need at least {needed} different texts, but there are "
-                f"{len(pool)}. Give more data or smaller numbers, such as `validation: 0.2`."
+                f"{self._name}: label columns must be 1 or 0, but row {int(rows[at])} of split {split!r} has "
+                f"{columns.iloc[at, column]!r} in {names[column]!r}."
             )
-        start = 0
-        for split in missing:
-            size = self._size(split, total)
-            splits[split] = pool.take(range(start, start + size))
-            start += size
-        splits["train"] = pool.take(range(start, min(len(pool), start + self._size("train", total))))
-        return {split: splits[split] for split in SPLITS}
-
-    def _size(self, split: str, total: int) -> int:
-        value = getattr(self, split)
-        if value is None:
-            return total
-        return max(1, round(value * total)) if value < 1 else int(value)
+        return tuple(tuple(name for name, on in zip(names, row, strict=True) if on) for row in holds)
 
 
-def _without_repeats(examples: Examples, seen: set[tuple[str, str]]) -> Examples:
-    keep = []
-    for position, key in enumerate(examples.keys()):
-        if key not in seen:
-            seen.add(key)
-            keep.append(position)
-    return examples.take(keep)
+def _as_text(cell: Any, row: int, split: str) -> str:
+    """A cell as text without space around it, empty where there is none; a list of words with one space between them.
 
+    Raises:
+        ValueError: A word is empty or has a space inside, so that words could not be told apart again.
+    """
+    import pandas as pd
 
-def _shuffled(examples: Examples, seed: int) -> list[int]:
-    """Positions in the order of a hash of seed and text: an order that neither rows nor other samples change."""
-
-    def digest(key: tuple[str, str]) -> bytes:
-        return hashlib.blake2b("\0".join((str(seed), *key)).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-    digests = [digest(key) for key in examples.keys()]  # noqa: SIM118  (Not a mapping.)
-    return sorted(range(len(digests)), key=digests.__getitem__)
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(repr(str(name)) for name in names)
+    if not isinstance(cell, list | tuple | np.ndarray):
+        return "" if pd.isna(cell) else str(cell).strip()
+    words = [str(word) for word in cell]
+    if broken := [word for word in words if len(word.split()) != 1]:
+        raise ValueError(
+            f"words must not be empty or have spaces inside, but row {row} of split {split!r} has {broken[0]!r}."
+        )
+    return " ".join(words)

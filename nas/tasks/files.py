@@ -136,6 +136,8 @@ def _tables(loaded: Any) -> dict[str, pd.DataFrame]:
             # Class labels are stored as numbers; their names are what users know and what the model's head is told.
             if type(feature).__name__ == "ClassLabel":
                 table[column] = [feature.int2str(int(value)) if value >= 0 else None for value in table[column]]
+            elif (inner := getattr(feature, "feature", None)) and type(inner).__name__ == "ClassLabel":
+                table[column] = [[inner.int2str(int(value)) for value in values] for values in table[column]]
         tables[str(split)] = table
     return tables
 

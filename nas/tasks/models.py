@@ -56,6 +56,21 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def load_image_processor(path: str) -> Any:
+    """The image processor of a folder or hub name.
+
+    Raises:
+        FileNotFoundError, ValueError: There is none.
+    """
+    from transformers import AutoImageProcessor
+
+    _check_place(path)
+    try:
+        return AutoImageProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(_cannot_load("image processor", path, error)) from error
+
+
 def load_encoder(path: str) -> PreTrainedModel:
     """The model without a task head, in fp32 and evaluation mode.
 
@@ -68,26 +83,40 @@ def load_encoder(path: str) -> PreTrainedModel:
     return _load(AutoModel, path, may_miss=("pooler.",))
 
 
-def load_classifier(path: str, classes: Sequence[str] | None = None, *, new_head: bool = False) -> PreTrainedModel:
-    """A text classifier, in fp32 and evaluation mode.
+def load_classifier(
+    path: str,
+    classes: Sequence[str] | None = None,
+    *,
+    new_head: bool = False,
+    problem: str = "single_label",
+    kind: str = "AutoModelForSequenceClassification",
+) -> PreTrainedModel:
+    """A classifier, in fp32 and evaluation mode.
 
     Args:
         path: Folder or hub name.
         classes: Names of the classes for a new head.
         new_head: Whether a model without a trained head gets a fresh one (seed 0), to be fine-tuned.
+        problem: What a new head's logits mean: ``single_label``, ``multi_label`` or ``regression``.
+        kind: The class of `transformers` that loads it; others classify tokens or images.
 
     Raises:
         FileNotFoundError, ValueError: There is none, or it has no trained head and none was asked for.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
+    import transformers
 
+    loader = getattr(transformers, kind)
     if not new_head:
-        return _load(AutoModelForSequenceClassification, path)
-    names = {"id2label": dict(enumerate(classes)), "label2id": {n: i for i, n in enumerate(classes)}} if classes else {}
+        return _load(loader, path)
+    options: dict[str, Any] = {}
+    if classes:
+        options = {"id2label": dict(enumerate(classes)), "label2id": {n: i for i, n in enumerate(classes)}}
+    if problem != "single_label":
+        options["problem_type"] = {"multi_label": "multi_label_classification"}.get(problem, problem)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return _load(AutoModelForSequenceClassification, path, may_miss=("classifier.", "score.", "pooler."), **names)
+        return _load(loader, path, may_miss=("classifier.", "score.", "pooler."), **options)
 
 
 def read_pooling(path: str) -> Pooling:

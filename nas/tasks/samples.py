@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.tasks.batching import Rows, by_length, shuffled
 from nas.tasks.cache import Arrays, cached_arrays, content_key
 from nas.tasks.data import Examples
 from search_spaces.cost import Workload
@@ -19,10 +20,6 @@ from search_spaces.cost import Workload
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
-
-Rows = NDArray[np.int64]
-# Batches of one bucket are sorted by length together: enough for little padding, few enough to stay random.
-_BUCKET = 16
 
 
 @dataclass(frozen=True)
@@ -33,27 +30,39 @@ class TextSamples:
         examples: Texts by split.
         tokenizer: A tokenizer of `transformers`.
         max_length: Tokens kept of a text.
-        label_ids: Classes by split, or None without labels.
+        label_ids: Labels by split, one row a sample, or None without labels.
         cache_dir: Where token arrays are kept between runs; None keeps them in memory only.
+        words: Whether texts are words with one space between them, and tokens must know where a word begins.
     """
 
     examples: Mapping[str, Examples]
     tokenizer: PreTrainedTokenizerBase
     max_length: int = 128
-    label_ids: Mapping[str, Rows] | None = None
+    label_ids: Mapping[str, NDArray[Any]] | None = None
     cache_dir: str | Path | None = None
+    words: bool = False
     _tokens: dict[str, Arrays] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def size(self, split: str) -> int:
         """How many samples a split has."""
         return len(self._split(split))
 
+    def offsets(self, split: str) -> NDArray[np.int64]:
+        """Where each sample's tokens begin among the split's, ``(samples + 1,)``."""
+        return self.tokens(split)["offsets"]
+
     def lengths(self, split: str) -> NDArray[np.int64]:
         """Tokens of each sample, ``(samples,)``."""
-        return np.diff(self.tokens(split)["offsets"])
+        return np.diff(self.offsets(split))
 
-    def labels(self, split: str) -> Rows | None:
-        """The samples' classes, ``(samples,)``, or None without labels."""
+    def with_labels(self, label_ids: Mapping[str, NDArray[Any]]) -> TextSamples:
+        """The same samples with labels; what was tokenised stays so."""
+        labelled = replace(self, label_ids=label_ids)
+        labelled._tokens.update(self._tokens)
+        return labelled
+
+    def labels(self, split: str) -> NDArray[Any] | None:
+        """The samples' labels, one row a sample, or None without labels."""
         return None if self.label_ids is None else self.label_ids[split]
 
     def groups(self, split: str) -> Mapping[str, tuple[str, ...]]:
@@ -66,14 +75,19 @@ class TextSamples:
         return content_key(part for name in sorted(tokens) for part in (name, np.asarray(tokens[name]).tobytes()))
 
     def tokens(self, split: str) -> Arrays:
-        """Token arrays of a split: ``input_ids (tokens,)``, ``offsets (samples + 1,)``, ``token_type_ids`` if any."""
+        """Token arrays of a split.
+
+        Returns:
+            ``input_ids (tokens,)``; ``offsets (samples + 1,)``; ``token_type_ids`` where the model has any; and, of
+            words, ``words (tokens,)``: the word that a token begins, else -1.
+        """
         if split not in self._tokens:
             examples = self._split(split)
             if self.cache_dir is None:
                 self._tokens[split] = self._tokenise(examples)
             else:
                 key = content_key(
-                    ["tokens", self._tokenizer_text, str(self.max_length)]
+                    ["tokens", self._tokenizer_text, str(self.max_length), *(["words"] if self.words else [])]
                     + [text for key in examples.keys() for text in key]  # noqa: SIM118  (Not a mapping.)
                 )
 
@@ -86,26 +100,13 @@ class TextSamples:
 
     def order(self, split: str, batch_size: int) -> list[Rows]:
         """Rows of batches that hold every sample once, sorted by length so that hardly anything is padding."""
-        rows = np.argsort(self.lengths(split), kind="stable")
-        return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+        return by_length(self.lengths(split), batch_size)
 
     def shuffled(self, split: str, batch_size: int, seed: int) -> Iterator[Rows]:
         """Rows of random batches without end: new epochs are shuffled anew, and batches hold samples of like length."""
-        if not (size := self.size(split)):
+        if not self.size(split):
             raise ValueError(f"split {split!r} must not be empty.")
-        generator = np.random.default_rng(seed)
-        lengths, batch_size = self.lengths(split), min(batch_size, size)
-        bucket = batch_size * _BUCKET
-        while True:
-            rows = generator.permutation(size)
-            batches: list[Rows] = []
-            for start in range(0, size, bucket):
-                some = rows[start : start + bucket]
-                some = some[np.argsort(lengths[some], kind="stable")]
-                whole = len(some) // batch_size * batch_size
-                batches += [some[i : i + batch_size] for i in range(0, whole, batch_size)]
-            for position in generator.permutation(len(batches)):
-                yield batches[position]
+        return shuffled(self.lengths(split), batch_size, seed)
 
     def batch(self, split: str, rows: Rows | Sequence[int]) -> dict[str, torch.Tensor]:
         """The model's inputs for these samples, padded to the longest: int64 tensors ``(samples, tokens)``."""
@@ -158,9 +159,11 @@ class TextSamples:
         return self.examples[split]
 
     def _tokenise(self, examples: Examples) -> dict[str, NDArray[Any]]:
+        texts: Any = [text.split(" ") for text in examples.texts] if self.words else list(examples.texts)
         encoded = self.tokenizer(
-            list(examples.texts),
+            texts,
             None if examples.pairs is None else list(examples.pairs),
+            is_split_into_words=self.words,
             truncation=True,
             max_length=self.max_length,
             return_attention_mask=False,
@@ -172,4 +175,12 @@ class TextSamples:
         }
         if "token_type_ids" in encoded:
             arrays["token_type_ids"] = np.concatenate([np.asarray(r, dtype=np.int8) for r in encoded["token_type_ids"]])
+        if self.words:
+            arrays["words"] = np.concatenate([_word_starts(encoded.word_ids(row)) for row in range(len(ids))])
         return arrays
+
+
+def _word_starts(word_ids: Sequence[int | None]) -> NDArray[np.int32]:
+    before = [None, *word_ids[:-1]]
+    starts = [-1 if own is None or own == last else own for own, last in zip(word_ids, before, strict=True)]
+    return np.array(starts, dtype=np.int32)

@@ -8,40 +8,86 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.evaluation.metrics import Measure, Tables
 from search_spaces.cost import Workload
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
-    from nas.tasks.samples import TextSamples
+    from nas.tasks.data import Examples
 
 Batch = Mapping[str, "torch.Tensor"]
 Outputs = Mapping[str, NDArray[Any]]
+
+
+class Samples(Protocol):
+    """The splits of a task as arrays: `nas.tasks.samples.TextSamples`, `nas.tasks.images.ImageSamples`."""
+
+    @property
+    def examples(self) -> Mapping[str, Examples]:
+        """Samples by split, as they were read."""
+
+    def size(self, split: str) -> int:
+        """How many samples a split has."""
+
+    def labels(self, split: str) -> NDArray[Any] | None:
+        """The samples' labels, one row a sample, or None without labels."""
+
+    def groups(self, split: str) -> Mapping[str, tuple[str, ...]]:
+        """Group column -> the samples' values in it."""
+
+    def fingerprint(self, split: str) -> str:
+        """Name of a split's content as the model sees it."""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens kept of a text; 0 for images."""
+
+    def offsets(self, split: str) -> NDArray[np.int64] | None:
+        """Where each sample's tokens begin among the split's, ``(samples + 1,)``; None where all have as many."""
+
+    def order(self, split: str, batch_size: int) -> list[NDArray[np.int64]]:
+        """Rows of batches that hold every sample once."""
+
+    def shuffled(self, split: str, batch_size: int, seed: int) -> Iterator[NDArray[np.int64]]:
+        """Rows of random batches without end."""
+
+    def batch(self, split: str, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        """The model's inputs for these samples."""
+
+    def batches(self, split: str, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Every sample of a split once, as the model's inputs."""
 
 
 class Task(Protocol):
     """A data set with what models are to do on it.
 
     Attributes:
-        kind: ``sentence_embedding`` or ``text_classification``.
-        deployed: Output name of the deployed model -> name in `outputs`, in order.
+        kind: ``sentence_embedding``, ``text_classification`` and so on: what its YAML file is called, mostly.
     """
 
     kind: ClassVar[str]
-    deployed: ClassVar[Mapping[str, str]]
+
+    @property
+    def deployed(self) -> Mapping[str, str]:
+        """Output name of the deployed model -> name in `outputs`, in order."""
 
     @property
     def quality(self) -> str:
         """Name of the metric that a search maximises."""
 
     @property
-    def samples(self) -> TextSamples:
+    def measures(self) -> tuple[Measure, ...]:
+        """What can be computed of `tables`."""
+
+    @property
+    def samples(self) -> Samples:
         """The splits ``train``, ``calibration``, ``validation`` and ``test``."""
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """What turns texts into tokens; saved beside every exported model."""
+    def tokenizer(self) -> Any:
+        """What turns texts into tokens, or prepares images; saved beside every exported model."""
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -77,6 +123,9 @@ class Task(Protocol):
             teacher: The teacher's, in the same order.
         """
 
+    def tables(self, split: str, outputs: Outputs, teacher: Outputs) -> Tables:
+        """What `measures` are computed of: rows, so that intervals can be drawn; arguments as of `metrics`."""
+
     def deployable(self, model: torch.nn.Module) -> torch.nn.Module:
         """The module that is exported and measured: tokenizer's inputs by keyword in, a tuple of `output_names` out."""
 
@@ -87,6 +136,16 @@ class Task(Protocol):
 def main_output(task: Task) -> str:
     """The output that metrics read: ``embedding`` or ``logits``."""
     return tuple(task.deployed.values())[-1]
+
+
+def check_max_length(max_length: int) -> None:
+    """Check how many tokens of a text are kept.
+
+    Raises:
+        ValueError: They are too few for a text between its two special tokens.
+    """
+    if max_length < 2:
+        raise ValueError(f"`max_length` must be >= 2 tokens, but got {max_length}.")
 
 
 def checked_outputs(outputs: Outputs, name: str, size: int) -> NDArray[np.float32]:

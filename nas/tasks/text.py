@@ -1,29 +1,27 @@
-"""Tasks on text: sentence embedding without labels, and text classification."""
+"""Tasks on whole texts: sentence embedding, and classification or regression of texts and of pairs of texts."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from nas.evaluation.metrics import classification_metrics, embedding_metrics
+from nas.evaluation.metrics import SAMPLES, Measure, Tables, computed
+from nas.evaluation.similarity import AGREEMENT, RETRIEVAL, STS, embedding_rows
 from nas.tasks.data import Examples, TextData
-from nas.tasks.labels import class_names, encode_labels
+from nas.tasks.deployed import Classifier, SentenceEncoder, hidden_outputs, logits_and_hidden, pool, run_model
+from nas.tasks.heads import Head, Problem, chosen_quality, find_head
 from nas.tasks.models import Pooling, PoolingMode, load_classifier, load_encoder, load_tokenizer, read_pooling
+from nas.tasks.pairs import TextPairs
 from nas.tasks.samples import TextSamples
-from nas.tasks.task import Batch, Outputs, checked_outputs
+from nas.tasks.task import Batch, Outputs, check_max_length, checked_outputs
 from search_spaces.cost import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-EMBEDDING_METRICS = ("cosine", "recall", "spearman")
-CLASSIFICATION_METRICS = ("accuracy", "macro_f1", "agreement", "kl")
 
 
 @dataclass(frozen=True)
@@ -34,11 +32,15 @@ class SentenceEmbedding:
     nearest neighbours in the split that are the student's, too) and ``spearman`` (rank correlation of the similarities
     of all pairs). The cosine alone flatters students whose embeddings lie in a narrow cone.
 
+    Where the data have a pair column, the two texts are embedded one by one. With labels these say how alike the two
+    are, and there are ``sts_spearman`` and ``sts_pearson``; without, the second text is what a search for the first
+    must find among all second texts, and there is ``retrieval_recall``.
+
     Args:
         model: Folder or hub name of the encoder.
         data: The texts.
         max_length: Tokens kept of a text.
-        neighbours: How many nearest neighbours ``recall`` looks at.
+        neighbours: How many nearest neighbours ``recall`` and ``retrieval_recall`` look at.
         quality: The metric that a search maximises.
         pooling: ``mean``, ``cls`` or ``max``; None takes what sentence-transformers wrote beside the model, else mean.
         cache_dir: Where tokens and teacher outputs are kept between runs.
@@ -59,7 +61,8 @@ class SentenceEmbedding:
     deployed: ClassVar[Mapping[str, str]] = {"last_hidden_state": "hidden", "sentence_embedding": "embedding"}
 
     def __post_init__(self) -> None:
-        _check_settings(self.quality, EMBEDDING_METRICS, self.max_length)
+        chosen_quality(self.quality, self.measures)
+        check_max_length(self.max_length)
         if self.neighbours < 1:
             raise ValueError(f"`neighbours` must be >= 1, but got {self.neighbours}.")
 
@@ -71,7 +74,15 @@ class SentenceEmbedding:
     @cached_property
     def samples(self) -> TextSamples:
         """The splits, tokenised when first used."""
-        return TextSamples(self.data.read(), self.tokenizer, self.max_length, cache_dir=self.cache_dir)
+        examples = self.data.read() if self._pairs is None else {s: pairs.texts for s, pairs in self._pairs.items()}
+        return TextSamples(examples, self.tokenizer, self.max_length, cache_dir=self.cache_dir)
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Agreement, and what the data's pairs permit."""
+        if self.data.pair_column is None:
+            return AGREEMENT
+        return (*AGREEMENT, *(RETRIEVAL if self.data.label_column is None else STS))
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -99,12 +110,18 @@ class SentenceEmbedding:
 
     def outputs(self, model: nn.Module, batch: Batch, names: Collection[str] = ()) -> dict[str, Tensor]:
         """``embedding (samples, hidden)``, and ``hidden`` or ``hidden_states`` when named."""
-        found = _run(model, batch, hidden_states="hidden_states" in names)
-        outputs = {"embedding": pool(found.last_hidden_state, batch["attention_mask"], self.pooler)}
-        return outputs | _hidden(found, found.last_hidden_state, names)
+        found = run_model(model, batch, hidden_states="hidden_states" in names)
+        embedding = getattr(found, "sentence_embedding", None)  # Deployed graphs pool themselves.
+        if embedding is None:
+            embedding = pool(found.last_hidden_state, batch["attention_mask"], self.pooler)
+        return {"embedding": embedding, **hidden_outputs(found, getattr(found, "last_hidden_state", embedding), names)}
 
     def metrics(self, split: str, outputs: Outputs, teacher: Outputs) -> dict[str, float]:
-        """Agreement with the teacher; see the class.
+        """Agreement with the teacher, and quality on labelled pairs; see the class."""
+        return computed(self.measures, self.tables(split, outputs, teacher))
+
+    def tables(self, split: str, outputs: Outputs, teacher: Outputs) -> Tables:
+        """Rows of texts, and of pairs or queries.
 
         Raises:
             ValueError: The split has no more samples than there are neighbours to look at.
@@ -116,7 +133,8 @@ class SentenceEmbedding:
                 f"{self.neighbours}, but has {size}."
             )
         own, other = (checked_outputs(side, "embedding", size) for side in (outputs, teacher))
-        return embedding_metrics(own, other, self.neighbours)
+        tables = {SAMPLES: embedding_rows(own, other, self.neighbours)}
+        return tables if self._pairs is None else {**tables, **self._pairs[split].tables(own, self.neighbours)}
 
     def deployable(self, model: nn.Module) -> nn.Module:
         """The encoder with its pooling: gives ``last_hidden_state`` and ``sentence_embedding``."""
@@ -126,20 +144,29 @@ class SentenceEmbedding:
         """Inputs of a workload's sizes."""
         return self.samples.example_inputs(workload)
 
+    @cached_property
+    def _pairs(self) -> Mapping[str, TextPairs] | None:
+        if self.data.pair_column is None:
+            return None
+        return {split: TextPairs.from_examples(examples) for split, examples in self.data.read().items()}
+
 
 @dataclass(frozen=True)
 class TextClassification:
-    """A classifier of texts or of pairs of texts.
+    """A classifier of texts or of pairs of texts, or a model that gives them a number.
 
-    Metrics on a split: ``accuracy``, ``macro_f1``, ``agreement`` (share of samples on which student and teacher choose
-    the same class) and ``kl`` (mean Kullback-Leibler divergence from the teacher's to the student's distribution, in
-    nats; lower is better).
+    Metrics on a split, by problem: ``single_label`` has ``accuracy``, ``macro_f1`` and ``mcc``; ``multi_label`` has
+    ``micro_f1``, ``macro_f1`` and ``accuracy`` (every label right); ``regression`` has ``spearman``, ``pearson`` and
+    ``rmse``. All have ``agreement`` with the teacher (share of decisions that are the same; of numbers, their Pearson
+    correlation), classifiers also ``kl`` (mean Kullback-Leibler divergence from the teacher's to the student's
+    distribution, in nats; lower is better).
 
     Args:
         model: Folder or hub name of the fine-tuned classifier.
         data: The texts, with a label column.
         max_length: Tokens kept of a text.
-        quality: The metric that a search maximises.
+        problem: What the logits mean: ``single_label``, ``multi_label`` or ``regression``.
+        quality: The metric that a search maximises; the problem's first where it is empty.
         new_head: Whether a model without a trained head gets a fresh one, to be fine-tuned.
         cache_dir: Where tokens and teacher outputs are kept between runs.
 
@@ -150,15 +177,16 @@ class TextClassification:
     model: str
     data: TextData
     max_length: int = 128
-    quality: str = "accuracy"
+    problem: Problem = "single_label"
+    quality: str = ""
     new_head: bool = False
     cache_dir: str | None = None
 
     kind: ClassVar[str] = "text_classification"
-    deployed: ClassVar[Mapping[str, str]] = {"logits": "logits"}
 
     def __post_init__(self) -> None:
-        _check_settings(self.quality, CLASSIFICATION_METRICS[:3], self.max_length)
+        object.__setattr__(self, "quality", chosen_quality(self.quality, self.head.measures))
+        check_max_length(self.max_length)
         if self.data.label_column is None:
             raise ValueError("`label_column` must name the column with the labels, but got None.")
 
@@ -167,18 +195,33 @@ class TextClassification:
         """The model's own tokenizer."""
         return load_tokenizer(self.model)
 
+    @property
+    def head(self) -> Head:
+        """What the logits mean."""
+        return find_head(self.problem)
+
+    @property
+    def deployed(self) -> Mapping[str, str]:
+        """``logits``, under the name that says what they mean."""
+        return {"logits": self.head.output}
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """The problem's."""
+        return self.head.measures
+
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the logits."""
         from transformers import AutoConfig
 
         config = None if self.new_head else AutoConfig.from_pretrained(self.model)
-        return class_names(self._examples["train"], config)
+        return self.head.classes(self._examples, config)
 
     @cached_property
     def samples(self) -> TextSamples:
         """The splits, tokenised when first used."""
-        labels = encode_labels(self._examples, self.classes)
+        labels = self.head.encode(self._examples, self.classes)
         return TextSamples(self._examples, self.tokenizer, self.max_length, labels, self.cache_dir)
 
     @property
@@ -188,29 +231,31 @@ class TextClassification:
 
     @property
     def output_settings(self) -> str:
-        """The kind: logits are what the model says they are."""
+        """The kind: logits are what the model says."""
         return self.kind
 
     def load_model(self) -> PreTrainedModel:
         """The classifier, in fp32 and evaluation mode."""
-        return load_classifier(self.model, self.classes, new_head=self.new_head)
+        return load_classifier(self.model, self.classes, new_head=self.new_head, problem=self.problem)
 
     def batches(self, split: str, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Every sample of a split once, as the model's inputs, sorted by length."""
         return self.samples.batches(split, batch_size)
 
     def outputs(self, model: nn.Module, batch: Batch, names: Collection[str] = ()) -> dict[str, Tensor]:
-        """``logits (samples, classes)``, and ``hidden`` or ``hidden_states`` when named."""
-        found = _run(model, batch, hidden_states=bool({"hidden", "hidden_states"} & set(names)))
-        last = found.hidden_states[-1] if found.hidden_states else found.logits
-        return {"logits": found.logits, **_hidden(found, last, names)}
+        """Logits ``(samples, classes)`` under the problem's name, and ``hidden`` or ``hidden_states`` when named."""
+        return logits_and_hidden(model, batch, self.head.output, names)
 
     def metrics(self, split: str, outputs: Outputs, teacher: Outputs) -> dict[str, float]:
         """Quality on the labels and agreement with the teacher; see the class."""
+        return computed(self.measures, self.tables(split, outputs, teacher))
+
+    def tables(self, split: str, outputs: Outputs, teacher: Outputs) -> Tables:
+        """Rows of samples."""
         labels = self.samples.labels(split)
         assert labels is not None
-        own, other = (checked_outputs(side, "logits", len(labels)) for side in (outputs, teacher))
-        return classification_metrics(own, other, labels)
+        own, other = (checked_outputs(side, self.head.output, len(labels)) for side in (outputs, teacher))
+        return {SAMPLES: self.head.rows(own, other, labels)}
 
     def deployable(self, model: nn.Module) -> nn.Module:
         """The classifier: gives ``logits``."""
@@ -223,74 +268,3 @@ class TextClassification:
     @cached_property
     def _examples(self) -> dict[str, Examples]:
         return self.data.read()
-
-
-class SentenceEncoder(nn.Module):
-    """An encoder with its pooling, as it is deployed.
-
-    Args:
-        model: A `transformers` encoder.
-        pooling: How token states become one embedding.
-    """
-
-    def __init__(self, model: nn.Module, pooling: Pooling) -> None:
-        super().__init__()
-        self.model = model
-        self.pooling = pooling
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """``last_hidden_state (samples, tokens, hidden)`` and ``sentence_embedding (samples, hidden)``."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        hidden = _run(self.model, {k: v for k, v in inputs.items() if v is not None}).last_hidden_state
-        return hidden, pool(hidden, attention_mask, self.pooling)
-
-
-class Classifier(nn.Module):
-    """A classifier as it is deployed.
-
-    Args:
-        model: A `transformers` sequence classifier.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> tuple[Tensor]:
-        """``logits (samples, classes)``."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        return (_run(self.model, {k: v for k, v in inputs.items() if v is not None}).logits,)
-
-
-def pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
-    """Token states ``(samples, tokens, hidden)`` to embeddings ``(samples, hidden)``; padding does not count."""
-    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-    if pooling.mode == "cls":
-        pooled = hidden[:, 0]
-    elif pooling.mode == "max":
-        pooled = hidden.masked_fill(mask == 0, float("-inf")).amax(dim=1)
-    else:
-        pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-9)
-    return functional.normalize(pooled, dim=-1) if pooling.normalize else pooled
-
-
-def _run(model: nn.Module, batch: Batch, *, hidden_states: bool = False) -> Any:
-    # `return_dict` also for a model whose configuration says otherwise: outputs are read by name.
-    return model(**batch, output_hidden_states=hidden_states, return_dict=True)
-
-
-def _hidden(found: Any, last: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-    outputs = {"hidden": last} if "hidden" in names else {}
-    if "hidden_states" in names:
-        # The first of them is the embeddings' output, before any block.
-        outputs["hidden_states"] = torch.stack(tuple(found.hidden_states)[1:])
-    return outputs
-
-
-def _check_settings(quality: str, known: tuple[str, ...], max_length: int) -> None:
-    if quality not in known:
-        raise ValueError(f"`quality` must be one of {', '.join(known)}, but got {quality!r}.")
-    if max_length < 2:
-        raise ValueError(f"`max_length` must be >= 2 tokens, but got {max_length}.")

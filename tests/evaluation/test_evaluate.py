@@ -170,7 +170,7 @@ def test_classification_defaults(tmp_path: Path) -> None:
     whole, small = evaluator.evaluate(space.teacher), evaluator.evaluate(SMALL, steps=2)
     assert whole["agreement"] == 1.0
     assert whole["kl"] == pytest.approx(0.0, abs=1e-6)
-    assert set(small) == {"accuracy", "macro_f1", "agreement", "kl"}
+    assert set(small) == {"accuracy", "macro_f1", "mcc", "agreement", "kl"}
     labels = task.samples.labels("validation")
     assert labels is not None
     chosen = evaluator.teacher.main("validation")["logits"].argmax(axis=1)

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nas.tasks.data import SPLITS, Examples, TextData
+from nas.tasks.data import Examples, TextData
 from nas.tasks.files import read_file, read_tables
+from nas.tasks.splits import SPLITS
 from tests.texts import texts, write_lines
 
 TEXTS = texts(60)
@@ -135,7 +136,9 @@ class TestMistakes:
             TextData(csv, text_column="sentence").read()
 
     def test_too_few_samples(self, csv: str) -> None:
-        with pytest.raises(ValueError, match=r"need at least 3513 different texts, but there are 60.*smaller numbers"):
+        with pytest.raises(
+            ValueError, match=r"need at least 3513 different samples, but there are 60.*smaller numbers"
+        ):
             TextData(csv).read()
 
     def test_bytes_of_another_encoding_name_the_line(self, tmp_path: Path) -> None:

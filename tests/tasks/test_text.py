@@ -13,8 +13,9 @@ import torch
 from torch.nn import functional
 
 from nas.tasks.data import TextData
+from nas.tasks.deployed import pool
 from nas.tasks.models import Pooling, load_classifier, load_encoder, load_tokenizer, read_pooling
-from nas.tasks.text import SentenceEmbedding, TextClassification, pool
+from nas.tasks.text import SentenceEmbedding, TextClassification
 from search_spaces.cost import Workload
 from tests.texts import texts, tiny_model_folder, tiny_tokenizer, write_lines
 
@@ -217,7 +218,7 @@ class TestTextClassification:
         assert labels is not None
         perfect = np.eye(3, dtype=np.float32)[labels] * 5
         metrics = task.metrics("test", {"logits": perfect}, {"logits": perfect})
-        assert metrics == pytest.approx({"accuracy": 1.0, "macro_f1": 1.0, "agreement": 1.0, "kl": 0.0})
+        assert metrics == pytest.approx({"accuracy": 1.0, "macro_f1": 1.0, "mcc": 1.0, "agreement": 1.0, "kl": 0.0})
 
     def test_settings(self) -> None:
         with pytest.raises(ValueError, match="`label_column` must name the column with the labels, but got None"):

@@ -1,0 +1,128 @@
+"""Models as they are run and deployed: outputs by name, pooling, and the modules that are exported."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nas.tasks.models import Pooling
+from nas.tasks.task import Batch
+
+
+class SentenceEncoder(nn.Module):
+    """An encoder with its pooling, as it is deployed.
+
+    Args:
+        model: A `transformers` encoder.
+        pooling: How token states become one embedding.
+    """
+
+    def __init__(self, model: nn.Module, pooling: Pooling) -> None:
+        super().__init__()
+        self.model = model
+        self.pooling = pooling
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``last_hidden_state (samples, tokens, hidden)`` and ``sentence_embedding (samples, hidden)``."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        hidden = run_model(self.model, {k: v for k, v in inputs.items() if v is not None}).last_hidden_state
+        return hidden, pool(hidden, attention_mask, self.pooling)
+
+
+class Classifier(nn.Module):
+    """A classifier of texts or of their tokens as it is deployed.
+
+    Args:
+        model: A `transformers` sequence or token classifier.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> tuple[Tensor]:
+        """``logits (samples, classes)``, or ``(samples, tokens, classes)``."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        return (run_model(self.model, {k: v for k, v in inputs.items() if v is not None}).logits,)
+
+
+class ImageClassifier(nn.Module):
+    """A classifier of images as it is deployed.
+
+    Args:
+        model: A `transformers` image classifier.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
+        """``logits (samples, classes)``."""
+        return (run_model(self.model, {"pixel_values": pixel_values}).logits,)
+
+
+class GraphModel:
+    """A deployed ONNX graph that answers as its `transformers` model would: outputs by name.
+
+    Args:
+        model: File or bytes.
+        threads: Of ONNX Runtime.
+    """
+
+    def __init__(self, model: str | bytes, threads: int = 1) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._inputs = {node.name for node in self._session.get_inputs()}
+        self.output_names = tuple(node.name for node in self._session.get_outputs())
+
+    def __call__(self, **batch: Any) -> SimpleNamespace:
+        """Outputs as attributes; options of `transformers` among the arguments are left aside."""
+        feeds = {name: values.numpy() for name, values in batch.items() if name in self._inputs}
+        found = zip(self.output_names, self._session.run(None, feeds), strict=True)
+        return SimpleNamespace(hidden_states=None, **{name: torch.from_numpy(values) for name, values in found})
+
+
+def run_model(model: Any, batch: Batch, *, hidden_states: bool = False) -> Any:
+    """Run a `transformers` model, or a `GraphModel`, on a batch; outputs are attributes of what is returned."""
+    # `return_dict` also for a model whose configuration says otherwise: outputs are read by name.
+    return model(**batch, output_hidden_states=hidden_states, return_dict=True)
+
+
+def hidden_outputs(found: Any, last: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+    """``hidden`` and ``hidden_states`` of what `run_model` returned, where they are named."""
+    outputs = {"hidden": last} if "hidden" in names else {}
+    if "hidden_states" in names:
+        # The first of them is the embeddings' output, before any block.
+        outputs["hidden_states"] = torch.stack(tuple(found.hidden_states)[1:])
+    return outputs
+
+
+def logits_and_hidden(model: Any, batch: Batch, name: str, names: Collection[str]) -> dict[str, Tensor]:
+    """A classifier's logits under their name in the task, and hidden states where they are named."""
+    found = run_model(model, batch, hidden_states=bool({"hidden", "hidden_states"} & set(names)))
+    last = found.hidden_states[-1] if found.hidden_states else found.logits
+    return {name: found.logits, **hidden_outputs(found, last, names)}
+
+
+def pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
+    """Token states ``(samples, tokens, hidden)`` to embeddings ``(samples, hidden)``; padding does not count."""
+    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    if pooling.mode == "cls":
+        pooled = hidden[:, 0]
+    elif pooling.mode == "max":
+        pooled = hidden.masked_fill(mask == 0, float("-inf")).amax(dim=1)
+    else:
+        pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-9)
+    return functional.normalize(pooled, dim=-1) if pooling.normalize else pooled
