@@ -199,12 +199,12 @@ def transfers(tables: list[Measurements], seeds: int) -> Iterator[Result]:
 
 def speed(count: int) -> Iterator[Result]:
     """Subnets a second from encoded arrays, on a six-layer encoder's space."""
-    shape = ModelShape(
-        family="bert", hidden_size=384, num_blocks=6, heads=12, kv_heads=12, head_dim=32, ffn=1536, gated=False,
-        bias_qkv=True, bias_attention_out=True, bias_ffn_in=True, bias_ffn_out=True, block_other_parameters=1536,
-        other_parameters=11_000_000, head_macs_per_token=0, head_macs_per_sequence=147_456, vocab_size=30522,
-        causal=False,
-    )  # fmt: skip
+    import torch
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+    with torch.device("meta"):
+        shape = ModelShape.from_model(BertModel(config))
     choices = {"skip": [False, True], "heads": [3, 6, 9, 12], "ffn": [384, 768, 1152, 1536], "rank_qkv": [96, 0]}
     space = SearchSpace.from_choices(shape, choices)
     generator = np.random.default_rng(0)
