@@ -7,7 +7,7 @@ and cannot silently disagree with the profile beside it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from latency_models.features import from_table
 from latency_models.predictors import PREDICTORS, CalibratedPredictor, SubnetPredictor
+from latency_models.transfer import Source, fit_source, transfer
 from search_spaces.cost import Workload
 from search_spaces.families import ModelShape
 from search_spaces.subnet import SubnetConfig
@@ -47,23 +49,49 @@ def fit_profile(
     quantity: str = "latency_ms",
     unit: str = "ms",
     seed: int = 0,
+    sources: Mapping[str, Source] | None = None,
 ) -> SubnetPredictor:
-    """Fit a predictor by name on a profile.
+    """Fit a predictor by name on a profile; ``auto`` borrows from other devices' sources (see `fit_sources`).
 
     Raises:
         ValueError: The name is unknown, or the profile has too few usable rows.
     """
+    subnets, values = profile.training_data(quantity)
+    return SubnetPredictor(shape, workload, make_predictor(name, seed, sources), unit).fit(subnets, values)
+
+
+def make_predictor(name: str, seed: int = 0, sources: Mapping[str, Source] | None = None) -> CalibratedPredictor:
+    """A predictor by name, not yet fitted; ``auto`` borrows from other devices where there are any.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
     if name not in PREDICTORS:
         raise ValueError(f"`predictor` must be one of {', '.join(PREDICTORS)}, but got {name!r}.")
-    predictor = PREDICTORS[name](seed)
-    subnets, values = profile.training_data(quantity)
-    return SubnetPredictor(shape, workload, predictor, unit).fit(subnets, values)
+    return transfer(sources, seed) if sources and name == "auto" else PREDICTORS[name](seed)
+
+
+def fit_sources(
+    profiles: Mapping[str, Profile], shape: ModelShape, workload: Workload, quantity: str = "latency_ms"
+) -> dict[str, Source]:
+    """What the profiles of other devices teach, by the devices' names."""
+    found = {}
+    for name, profile in profiles.items():
+        subnets, values = profile.training_data(quantity)
+        found[name] = fit_source(from_table(shape, subnets, workload), values, np.arange(len(values), dtype=np.float64))
+    return found
 
 
 def describe(
-    predictor: SubnetPredictor, profile: Profile, *, name: str = "auto", quantity: str = "latency_ms", seed: int = 0
+    predictor: SubnetPredictor,
+    profile: Profile,
+    *,
+    name: str = "auto",
+    quantity: str = "latency_ms",
+    seed: int = 0,
+    sources: Mapping[str, Profile] | None = None,
 ) -> dict[str, Any]:
-    """A predictor that `fit_profile` fitted, as plain data.
+    """A predictor that `fit_profile` fitted, as plain data; with the profiles of other devices that it borrows from.
 
     Raises:
         ValueError: It is not a predictor of this package's own, fitted.
@@ -91,6 +119,7 @@ def describe(
         "errors": fitted.errors_,
         "quantiles": {str(level): fitted.calibration_.quantile(level) for level in CONFIDENCES},
         "profile": profile.content_hash,
+        "sources": {name: source.content_hash for name, source in (sources or {}).items()},
         "probes": [
             {"subnet": subnet.to_dict(), "value": float(value), "lower": float(lower), "upper": float(upper)}
             for subnet, value, lower, upper in zip(
@@ -105,11 +134,16 @@ def save_predictor(path: str | Path, description: Mapping[str, Any]) -> None:
     Path(path).write_text(json.dumps(description, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def load_predictor(path: str | Path, profile: Profile) -> SubnetPredictor:
+def load_predictor(path: str | Path, profile: Profile, sources: Sequence[Profile] = ()) -> SubnetPredictor:
     """Fit a saved predictor again on its profile and check its probes.
 
+    Args:
+        path: What `save_predictor` wrote.
+        profile: The profile that it was fitted on.
+        sources: The profiles of other devices that it borrows from, in any order.
+
     Raises:
-        ValueError: The file is not a saved predictor, the profile is another one or has changed, or the refitted
+        ValueError: The file is not a saved predictor, a profile is another one or has changed, or the refitted
             predictor does not give the saved probe predictions.
     """
     data = _read(Path(path))
@@ -118,10 +152,19 @@ def load_predictor(path: str | Path, profile: Profile) -> SubnetPredictor:
             f"{path}: `profile` must be the one it was fitted on ({data['profile']}), but got {profile.content_hash}; "
             "fit the predictor again."
         )
+    known = {source.content_hash: source for source in sources}
+    if lacking := [name for name, digest in data["sources"].items() if digest not in known]:
+        raise ValueError(
+            f"{path}: `sources` must hold the profile of {lacking[0]} that it borrows from "
+            f"({data['sources'][lacking[0]]}); give it, or fit the predictor again."
+        )
+    shape, workload = ModelShape(**data["shape"]), Workload(**data["workload"])
+    borrowed = {name: known[digest] for name, digest in data["sources"].items()}
     predictor = fit_profile(
         profile,
-        ModelShape(**data["shape"]),
-        Workload(**data["workload"]),
+        shape,
+        workload,
+        sources=fit_sources(borrowed, shape, workload, data["quantity"]),
         name=data["predictor"],
         quantity=data["quantity"],
         unit=data["unit"],
@@ -145,7 +188,7 @@ def _read(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as JSON ({error}).") from error
-    required = {"predictor", "seed", "quantity", "unit", "workload", "shape", "profile", "probes"}
+    required = {"predictor", "seed", "quantity", "unit", "workload", "shape", "profile", "sources", "probes"}
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError(f"{path}: `format` must be {FORMAT}: it is not a saved predictor of this version.")
     if missing := sorted(required - set(data)):

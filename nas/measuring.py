@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from nas.config import check_arguments
-from nas.reports.data import Interval, PredictionCheck, PredictorScore
 from nas.tasks.cache import content_key
 from nas.workbench import Workbench
 from search_spaces.subnet import SubnetConfig
@@ -20,33 +16,11 @@ from search_spaces.subnet import SubnetConfig
 if TYPE_CHECKING:
     from latency_models.active import LearningPoint
     from latency_models.backends.base import Run
-    from latency_models.drift import DriftReport
-    from latency_models.predictors import CalibratedPredictor, SubnetPredictor
+    from latency_models.predictors import CalibratedPredictor
     from latency_models.profile import DeviceProfile
     from latency_models.subnet_compiler import SubnetCompiler
     from latency_models.transfer import Source
-
-MIN_TRAINING_ROWS = 8
-UNITS = {"latency_ms": "ms", "energy_mj": "mJ", "peak_memory_mb": "MB", "throughput": "sequences/s"}
-
-
-@dataclass(frozen=True)
-class FittedPredictor:
-    """A device's predictor of one quantity with what is known of its error, on subnets that it was not fitted to.
-
-    Args:
-        predictor: Fitted to all rows.
-        rows: How many those are.
-        scores: Of a fit without the held-out rows, on those; beside FLOPs alone and parameters alone.
-        checks: The held-out rows one by one.
-        unit: Of the predicted values.
-    """
-
-    predictor: SubnetPredictor
-    rows: int
-    scores: tuple[PredictorScore, ...] = ()
-    checks: tuple[PredictionCheck, ...] = ()
-    unit: str = "ms"
+    from nas.judging import FittedPredictor
 
 
 class DeviceBench:
@@ -179,36 +153,49 @@ class DeviceBench:
         return name
 
     @cached_property
-    def sources(self) -> dict[str, Source]:
-        """Models of the profiles that other devices have of the same teacher, space and workload, by device."""
-        from latency_models.features import from_table
-        from latency_models.transfer import fit_source
+    def siblings(self) -> dict[str, DeviceProfile]:
+        """The profiles that other devices have of the same teacher, space and workload, by device."""
         from nas.profiling import sibling_profiles
 
         if not self.settings["transfer"] or self.predictor_name != "auto":
             return {}
         found = {}
         for profile in sibling_profiles(self.profile_path, self._header()):
-            subnets, values = profile.training_data()
-            features = from_table(self.bench.space.shape, subnets, self.bench.workload)
-            name = profile.path.stem.rpartition("-")[0]
-            found[name] = fit_source(features, values, np.arange(len(values), dtype=np.float64))
-            self.bench.say(f"Other devices' profiles: {profile.header.device['name']}, {len(values)} subnets.")
+            found[profile.path.stem.rpartition("-")[0]] = profile
+            self.bench.say(
+                f"Other devices' profiles: {profile.header.device['name']}, {len(profile.latest())} subnets."
+            )
         return found
 
-    def _make(self) -> CalibratedPredictor:
-        """A predictor to be fitted: the configured one, which borrows from other devices where it can."""
-        from latency_models.predictors import PREDICTORS
-        from latency_models.transfer import transfer
+    @cached_property
+    def _sources(self) -> dict[str, Source]:
+        from latency_models.saved import fit_sources
 
-        if self.sources:
-            return transfer(self.sources, self.bench.seed)
-        return PREDICTORS[self.predictor_name](self.bench.seed)
+        return fit_sources(self.siblings, self.bench.space.shape, self.bench.workload)
+
+    def _make(self, quantity: str = "latency_ms") -> CalibratedPredictor:
+        """A predictor to be fitted: the configured one, which borrows latencies of other devices where it can."""
+        from latency_models.saved import make_predictor
+
+        borrowed = self._sources if quantity == "latency_ms" else None
+        return make_predictor(self.predictor_name, self.bench.seed, borrowed)
 
     @cached_property
     def fitted(self) -> FittedPredictor:
-        """The predictor of latency, judged on held-out subnets and then fitted to all of them."""
-        return self.fit("latency_ms")
+        """The predictor of latency, judged on held-out subnets, fitted to all of them, and saved beside the profile."""
+        from latency_models.saved import describe, save_predictor
+
+        fitted = self.fit("latency_ms")
+        description = describe(
+            fitted.predictor, self.profile, name=self.predictor_name, seed=self.bench.seed, sources=self.siblings
+        )
+        save_predictor(self.predictor_path, description)
+        return fitted
+
+    @property
+    def predictor_path(self) -> Path:
+        """Where the latency predictor lies, as JSON."""
+        return self.profile_path.with_suffix(".predictor.json")
 
     def fit(self, quantity: str) -> FittedPredictor:
         """The predictor of a quantity of the profile, judged on held-out subnets and then fitted to all.
@@ -216,72 +203,10 @@ class DeviceBench:
         Raises:
             ValueError: Too few subnets are measured.
         """
-        from latency_models.predictors import SubnetPredictor
+        from nas.judging import judged_and_fitted
 
-        bench, profile, unit = self.bench, self.profile, UNITS.get(quantity, "")
-        subnets, values = profile.training_data(quantity)
-        test = [index for index, subnet in enumerate(subnets) if subnet in self.judges]
-        train = [index for index, subnet in enumerate(subnets) if subnet not in self.judges]
-        if len(train) < MIN_TRAINING_ROWS:
-            raise ValueError(
-                f"`profile.num_subnets` must leave at least {MIN_TRAINING_ROWS} measured subnets to fit on, but "
-                f"{profile.path} has {len(train)}; raise it or `profile.budget_minutes`."
-            )
-        make = self._make if quantity == "latency_ms" else self._own
-        shape, workload = bench.space.shape, bench.workload
-        with bench.stage(f"fit {quantity}"):
-            scores: tuple[PredictorScore, ...] = ()
-            checks: tuple[PredictionCheck, ...] = ()
-            if len(test) >= 2:
-                judged = SubnetPredictor(shape, workload, make(), unit)
-                judged.fit([subnets[i] for i in train], values[train])
-                scores, checks = self._judge(judged, subnets, values, train, test)
-            predictor = SubnetPredictor(shape, workload, make(), unit).fit(subnets, values)
-        return FittedPredictor(predictor, len(subnets), scores, checks, unit)
-
-    @property
-    def drift(self) -> DriftReport | None:
-        """Shifted stretches of the profile; None where there are too few rows to tell."""
-        predictor = self.fitted.predictor.predictor
-        report: DriftReport | None = getattr(predictor, "drift_", None)
-        return report
-
-    def chosen_text(self) -> str:
-        """The models that cross-validation kept, with their weights."""
-        weights: dict[str, float] = getattr(self.fitted.predictor.predictor, "weights_", {})
-        ordered = sorted(weights.items(), key=lambda pair: -pair[1])
-        return f"{self.predictor_name} ({', '.join(f'{name} {weight:.0%}' for name, weight in ordered)})"
-
-    def _own(self) -> CalibratedPredictor:
-        from latency_models.predictors import PREDICTORS
-
-        return PREDICTORS[self.predictor_name](self.bench.seed)
-
-    def _judge(
-        self, judged: SubnetPredictor, subnets: list[SubnetConfig], values: Any, train: list[int], test: list[int]
-    ) -> tuple[tuple[PredictorScore, ...], tuple[PredictionCheck, ...]]:
-        from latency_models.features import from_table
-        from latency_models.scores import noise_floor, scorecard
-
-        shape, workload = self.bench.space.shape, self.bench.workload
         confidence = float(self.bench.config["objectives"]["confidence"])
-        known = from_table(shape, [subnets[i] for i in train], workload), values[train]
-        rows = from_table(shape, [subnets[i] for i in test], workload), values[test]
-        floor = None
-        if judged.unit == "ms":
-            floor = noise_floor([np.array(row.measurement.samples) for row in self.profile.latest().values()])
-        card = scorecard(judged.predictor, known, rows, noise_floor=floor, confidence=confidence, unit=judged.unit)
-        scores = tuple(_score(title, row, floor) for title, row in card.rows().items())
-        found = judged.predict([subnets[i] for i in test], confidence)
-        checks = tuple(
-            PredictionCheck(f"subnet {i + 1}", Interval(float(value), float(low), float(high)), float(measured))
-            for i, (value, low, high, measured) in enumerate(
-                zip(found.value, found.lower, found.upper, values[test], strict=True)
+        with self.bench.stage(f"fit {quantity}"):
+            return judged_and_fitted(
+                self.profile, self.judges, lambda: self._make(quantity), quantity=quantity, confidence=confidence
             )
-        )
-        return scores, checks
-
-
-def _score(title: str, scores: Any, floor: float | None) -> PredictorScore:
-    values = {key: value for key, value in scores.to_dict().items() if key != "n" and value is not None}
-    return PredictorScore(title, scores.n, values if floor is None else {**values, "noise_floor": floor})

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nas.measuring import DeviceBench, FittedPredictor
+from nas.judging import FittedPredictor
+from nas.measuring import DeviceBench
 from nas.reports.data import Interval
 
 if TYPE_CHECKING:
@@ -23,8 +24,10 @@ def print_profile(device: DeviceBench) -> None:
     latency = device.fitted
     if device.curve:
         print(f"Learning curve of {device.bench.device.name}:\n{curve_text(device.curve)}")
-    print(drift_text(device.profile, device.drift))
-    print(f"Predictor: {device.chosen_text()}; fitted to {latency.rows} subnets in {device.profile.path}")
+    print(drift_text(device.profile, latency.drift))
+    kept = ", ".join(f"{name} {weight:.0%}" for name, weight in sorted((latency.weights or {}).items(), key=_heaviest))
+    print(f"Predictor: {device.predictor_name} ({kept}); fitted to {latency.rows} subnets of {device.profile.path}")
+    print(f"Saved as: {device.predictor_path}")
     if not latency.scores:
         device.bench.say("No scorecard: raise `profile.held_out` to judge the predictor on fresh subnets.")
         return
@@ -34,6 +37,10 @@ def print_profile(device: DeviceBench) -> None:
     batch = device.bench.workload.batch_size
     print(throughput_text(latency, batch))
     print(f"Predicted against measured: {draw(latency, device.profile.path.with_suffix('.png'))}")
+
+
+def _heaviest(pair: tuple[str, float]) -> float:
+    return -pair[1]
 
 
 def _print_scores(quantity: str, fitted: FittedPredictor) -> None:

@@ -13,7 +13,7 @@ from latency_models.drift import detect
 from latency_models.features import from_table
 from latency_models.informed import InformedModel, shares_of
 from latency_models.predictors import PREDICTORS, SubnetPredictor, weights_of
-from latency_models.saved import describe, fit_profile, load_predictor, save_predictor
+from latency_models.saved import describe, fit_profile, fit_sources, load_predictor, save_predictor
 from latency_models.transfer import fit_source, transfer
 from search_spaces.cost import Workload, costs
 from tests.models import tiny_bert, tiny_space
@@ -141,6 +141,12 @@ def test_a_saved_predictor_is_refitted_and_checked(tmp_path):
     other.content_hash = "f" * 16
     with pytest.raises(ValueError, match="profile"):
         load_predictor(path, other)
+    borrowed = fit_profile(profile, SPACE.shape, WORKLOAD, sources=fit_sources({"old": other}, SPACE.shape, WORKLOAD))
+    save_predictor(path, describe(borrowed, profile, sources={"old": other}))
+    again = load_predictor(path, profile, [other])
+    assert np.allclose(again.predict(profile.subnets).value, borrowed.predict(profile.subnets).value)
+    with pytest.raises(ValueError, match="must hold the profile of old"):
+        load_predictor(path, profile)
     path.write_text("{")
     with pytest.raises(ValueError, match=r"JSON|read"):
         load_predictor(path, profile)
