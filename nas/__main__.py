@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "export": "write found subnets as transformers and ONNX folders, verified and measured",
     "evaluate": "measure the quality of any model folder or ONNX file against its teacher",
     "report": "draw a study's report again from what was stored",
+    "dashboard": "show all studies in the browser, live",
 }
 
 USAGE_ERROR, FAILURE = 2, 1

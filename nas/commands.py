@@ -145,6 +145,19 @@ def report(config: DictConfig) -> None:
     _write(Report.load(path), directory)
 
 
+def dashboard(config: DictConfig) -> None:
+    """Show all studies in the browser, live, until Ctrl-C."""
+    from nas.config import build, check_arguments
+    from nas.dashboard.serve import ServeSettings, serve
+    from nas.dashboard.watch import Watch
+
+    options = plain(config)
+    check_arguments(ServeSettings, options["dashboard"])
+    settings = ServeSettings(**options["dashboard"])
+    watch = Watch(options["root"], build(options["storage"]), settings.refresh_s)
+    serve(watch, settings, lambda text: print(text, flush=True))
+
+
 def plain(config: DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain data.
 

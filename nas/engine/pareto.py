@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+# Reference point of the hypervolume, in the units of `in_first_units`: a little worse than the first rows.
+REFERENCE = 0.1
 Pick = Literal["knee", "fastest", "smallest", "best_under"]
 
 
@@ -83,6 +85,52 @@ def _volume(points: Floats, reference: Floats) -> float:
             below = points[: index + 1, :-1]
             total += float(depth) * _volume(below[non_dominated(below)], reference[:-1])
     return total
+
+
+def in_first_units(losses: Floats, first: int = 10) -> Floats:
+    """Losses in units of the box that the first rows span, whose worst corner becomes the origin.
+
+    A hypervolume against `REFERENCE` everywhere then only grows as rows are added, and is comparable between runs
+    of the same search.
+
+    Args:
+        losses: ``(points, objectives)``, smaller is better, in the order in which they were found; at least one row.
+        first: How many rows span the box.
+    """
+    low, high = losses[:first].min(axis=0), losses[:first].max(axis=0)
+    span = np.where(high > low, high - low, np.maximum(np.abs(high), 1e-12))
+    scaled: Floats = (losses - high) / span
+    return scaled
+
+
+def hypervolume_history(losses: Floats, reference: Floats, chunk: int = 512) -> Floats:
+    """``(points,)``: the hypervolume of the first row, of the first two rows, and so on; exact.
+
+    Only rows that the front so far does not dominate change the volume; they are found a chunk at a time, so that long
+    histories with few improvements take milliseconds.
+
+    Args:
+        losses: ``(points, objectives)``, smaller is better.
+        reference: ``(objectives,)``.
+        chunk: Rows that are compared with the front at once.
+    """
+    history = np.zeros(len(losses))
+    front = np.empty((0, losses.shape[1]))
+    volume, row = 0.0, 0
+    while row < len(losses):
+        part = losses[row : row + chunk]
+        beaten = np.any(np.all(front[None, :, :] <= part[:, None, :], axis=2), axis=1)
+        news = np.flatnonzero(~beaten & np.all(part < reference, axis=1))
+        stop = row + (int(news[0]) if news.size else len(part))
+        history[row:stop] = volume
+        if news.size:
+            front = np.vstack([front, losses[stop]])
+            front = front[non_dominated(front)]
+            volume = _volume(front, np.asarray(reference, dtype=np.float64))
+            history[stop] = volume
+            stop += 1
+        row = stop
+    return history
 
 
 def crowding(losses: Floats) -> Floats:

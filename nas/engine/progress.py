@@ -12,7 +12,7 @@ import numpy as np
 
 from nas.engine.candidates import Candidate
 from nas.engine.limits import Objectives
-from nas.engine.pareto import Floats, hypervolume
+from nas.engine.pareto import REFERENCE, hypervolume, in_first_units
 from nas.engine.slots import abandoned
 
 if TYPE_CHECKING:
@@ -120,20 +120,18 @@ class StatusBoard:
             finished=len(ended),
             total=self.total,
             feasible=len(able),
-            outcomes=Counter(_outcome(trial) for trial in ended),
-            hypervolume=_scaled_hypervolume(losses) if able else 0.0,
+            outcomes=Counter(outcome_of(trial) for trial in ended),
+            hypervolume=hypervolume(in_first_units(losses), np.full(losses.shape[1], REFERENCE)) if able else 0.0,
             best=best,
             trials_per_minute=60.0 * own / elapsed,
             left_s=max(self.total - len(ended), 0) * elapsed / own if own > 0 else None,
         )
 
 
-def _outcome(trial: FrozenTrial) -> str:
-    return "failed" if trial.state.name == "FAIL" else str(trial.user_attrs.get("result", {}).get("outcome", "pruned"))
-
-
-def _scaled_hypervolume(losses: Floats, first: int = 10) -> float:
-    """Hypervolume in units of the box that the first feasible trials span, so that it only grows as the study does."""
-    low, high = losses[:first].min(axis=0), losses[:first].max(axis=0)
-    span = np.where(high > low, high - low, np.maximum(np.abs(high), 1e-12))
-    return hypervolume((losses - high) / span, np.full(losses.shape[1], 0.1))
+def outcome_of(trial: FrozenTrial) -> str:
+    """How a finished trial ended: ``evaluated``, ``cached``, ``duplicate``, ``infeasible``, ``pruned``, ``failed``."""
+    if trial.state.name == "FAIL":
+        return "failed"
+    result = trial.user_attrs.get("result")
+    ended = "pruned" if trial.state.name == "PRUNED" else "evaluated"
+    return str(result.get("outcome", ended)) if isinstance(result, Mapping) else ended

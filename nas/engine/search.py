@@ -170,6 +170,8 @@ class Search:
                     study.set_metric_names(list(self.objective.objectives.goals))
             if "warm_started" not in study.user_attrs:
                 self._enqueue(study)
+            if study.user_attrs.get("num_trials") != self.num_trials:
+                study.set_user_attr("num_trials", self.num_trials)  # For whoever watches from outside.
         self.name = name
         return study
 

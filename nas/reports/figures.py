@@ -1,8 +1,6 @@
 """Figures of a report: Plotly figures as plain data, and one PNG drawn by matplotlib.
 
-Colours are names of the page's CSS variables (``var(--measured)``), which the page resolves when it draws, so that
-the same figure is readable on a light and on a dark background. Every text that comes from outside is escaped, because
-Plotly reads some HTML in labels.
+Every text that comes from outside is escaped, because Plotly reads some HTML in labels.
 """
 
 from __future__ import annotations
@@ -11,16 +9,21 @@ import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from nas.reports.data import Interval, ModelRow, Report
+from nas.reports.figure_parts import (
+    PRECISION_COLOURS,
+    PRECISION_SYMBOLS,
+    Figure,
+    base_layout,
+    dashed_line,
+    error_bars,
+    heat_figure,
+)
 from nas.reports.tables import describe, format_interval, format_metric, format_number, format_speedup
 
-Figure = dict[str, Any]
 Check = tuple[str, str, Interval, float]
 """A prediction beside its measurement: (name, kind, predicted ms, measured ms)."""
-PRECISION_COLOURS = {"fp32": "var(--measured)", "int8": "var(--int8)"}
-PRECISION_SYMBOLS = {"fp32": "diamond", "int8": "square"}
 # Beyond so many points, drawing each as an SVG element makes a browser slow.
 MOST_SVG_POINTS = 3000
 
@@ -31,10 +34,10 @@ def front_figure(report: Report) -> Figure | None:
     if not rows and not report.explored:
         return None
     traces = [*_explored_traces(report), *_front_traces(report, rows), *_teacher_traces(report, rows)]
-    layout = _layout("latency, ms", report.quality)
+    layout = base_layout("latency, ms", report.quality)
     layout["xaxis"]["rangemode"] = "tozero"
     if report.budget_ms is not None:
-        layout["shapes"] = [_line(x0=report.budget_ms, x1=report.budget_ms, y0=0, y1=1, yref="paper")]
+        layout["shapes"] = [dashed_line(x0=report.budget_ms, x1=report.budget_ms, y0=0, y1=1, yref="paper")]
         layout["annotations"] = [
             {
                 "x": report.budget_ms,
@@ -86,7 +89,7 @@ def _front_traces(report: Report, rows: list[ModelRow]) -> list[Figure]:
                 "name": "predicted",
                 "x": [interval.value for interval in intervals],
                 "y": [row.metrics[report.quality] for row in predicted],
-                "error_x": _bars(intervals),
+                "error_x": error_bars(intervals),
                 "marker": {"color": "var(--predicted)", "size": 8, "symbol": "circle-open", "line": {"width": 2}},
                 "text": [_hover(report, row) for row in predicted],
                 "hovertemplate": "%{text}<extra>predicted</extra>",
@@ -168,11 +171,16 @@ def checks_of(report: Report) -> list[Check]:
 
 def predicted_vs_measured_figure(report: Report) -> Figure | None:
     """Predicted against measured latency with the diagonal; None where nothing was measured."""
-    pairs = checks_of(report)
+    return checks_figure(checks_of(report))
+
+
+def checks_figure(pairs: Sequence[Check]) -> Figure | None:
+    """Pairs of prediction and measurement with their intervals and the diagonal; None where there are none."""
     if not pairs:
         return None
     traces = []
-    for kind, colour, symbol in (("held out", "var(--predicted)", "circle"), ("front", "var(--measured)", "diamond")):
+    for kind in dict.fromkeys(kind for _, kind, _, _ in pairs):
+        colour, symbol = ("var(--measured)", "diamond") if kind == "front" else ("var(--predicted)", "circle")
         part = [pair for pair in pairs if pair[1] == kind]
         if part:
             traces.append(
@@ -182,15 +190,15 @@ def predicted_vs_measured_figure(report: Report) -> Figure | None:
                     "name": kind,
                     "x": [measured for *_, measured in part],
                     "y": [interval.value for _, _, interval, _ in part],
-                    "error_y": _bars([interval for _, _, interval, _ in part]),
+                    "error_y": error_bars([interval for _, _, interval, _ in part]),
                     "marker": {"color": colour, "size": 8, "symbol": symbol},
                     "text": [html.escape(name) for name, *_ in part],
                     "hovertemplate": "<b>%{text}</b><br>measured %{x:.2f} ms, predicted %{y:.2f} ms<extra></extra>",
                 }
             )
     low, high = _range(pairs)
-    layout = _layout("measured, ms", "predicted, ms")
-    layout["shapes"] = [_line(x0=low, x1=high, y0=low, y1=high)]
+    layout = base_layout("measured, ms", "predicted, ms")
+    layout["shapes"] = [dashed_line(x0=low, x1=high, y0=low, y1=high)]
     return {"data": traces, "layout": layout}
 
 
@@ -207,68 +215,8 @@ def sensitivity_figure(report: Report) -> Figure | None:
     if table is None or not table.variants:
         return None
     values = [[value if math.isfinite(value) else None for value in row] for row in table.losses]
-    layout = _layout("block", "")
-    layout["xaxis"] |= {"type": "category", "showgrid": False}
-    layout["yaxis"] |= {"type": "category", "autorange": "reversed", "showgrid": False}
-    layout["height"] = max(260, 130 + 26 * len(table.variants))
-    trace = {
-        "type": "heatmap",
-        "z": values,
-        "x": [str(index) for index in range(len(table.losses[0]))],
-        "y": [html.escape(name) for name in table.variants],
-        "xgap": 2,
-        "ygap": 2,
-        "colorscale": [[0, "var(--heat-low)"], [0.5, "var(--heat-middle)"], [1, "var(--heat-high)"]],
-        "colorbar": {
-            "title": {"text": f"loss of {html.escape(table.metric)}", "side": "right"},
-            "thickness": 12,
-            "outlinewidth": 0,
-        },
-        "hovertemplate": "block %{x}, %{y}: %{z:.4f}<extra></extra>",
-    }
-    if len(table.losses[0]) <= 12:
-        trace |= {"texttemplate": "%{z:.3f}", "textfont": {"size": 10}}
-    return {"data": [trace], "layout": layout}
-
-
-def _bars(intervals: list[Interval]) -> Figure:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [interval.high - interval.value for interval in intervals],
-        "arrayminus": [interval.value - interval.low for interval in intervals],
-        "thickness": 1.2,
-        "width": 3,
-        "color": "var(--predicted)",
-    }
-
-
-def _line(**where: Any) -> Figure:
-    return {"type": "line", "line": {"color": "var(--muted)", "width": 1, "dash": "dash"}, "layer": "below", **where}
-
-
-def _layout(x: str, y: str) -> Figure:
-    def axis(title: str) -> Figure:
-        return {
-            "title": {"text": html.escape(title), "standoff": 8},
-            "gridcolor": "var(--line)",
-            "zerolinecolor": "var(--line)",
-            "linecolor": "var(--line)",
-            "automargin": True,
-        }
-
-    return {
-        "height": 460,
-        "margin": {"l": 8, "r": 12, "t": 30, "b": 8},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": "var(--ink)", "size": 13, "family": "system-ui, sans-serif"},
-        "hoverlabel": {"bgcolor": "var(--card)", "bordercolor": "var(--line)", "font": {"color": "var(--ink)"}},
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "var(--faint)", "activecolor": "var(--ink)"},
-        "legend": {"orientation": "h", "y": -0.18, "yanchor": "top", "x": 0},
-        "xaxis": axis(x),
-        "yaxis": axis(y),
-    }
+    blocks = [str(index) for index in range(len(table.losses[0]))]
+    return heat_figure(values, blocks, table.variants, ("block", f"loss of {table.metric}"), ".3f")
 
 
 def save_predicted_vs_measured_png(report: Report, path: Path | str) -> bool:

@@ -14,7 +14,8 @@ from typing import Any
 from nas.progress import format_duration
 from nas.reports.data import ModelRow, Report
 from nas.reports.drawing import HATCH, draw_subnet
-from nas.reports.figures import Figure, front_figure, predicted_vs_measured_figure, sensitivity_figure
+from nas.reports.figure_parts import Figure
+from nas.reports.figures import front_figure, predicted_vs_measured_figure, sensitivity_figure
 from nas.reports.tables import (
     describe,
     format_count,
@@ -34,7 +35,7 @@ def render_page(report: Report) -> str:
         "sensitivity": sensitivity_figure(report),
     }
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
-    scripts = (_plotly_source() if drawn else "", _resource("page.js"))
+    scripts = (plotly_source() if drawn else "", page_resource("plots.js") + page_resource("page.js"))
     sections = [
         _header(report),
         _section(
@@ -58,10 +59,10 @@ def render_page(report: Report) -> str:
     ]
     return _PAGE.format(
         title=html.escape(f"{report.study}: {report.teacher}"),
-        style=_resource("page.css"),
+        style=page_resource("theme.css") + page_resource("page.css"),
         hatch=HATCH,
         body="\n".join(part for part in sections if part),
-        figures=_script_json(drawn),
+        figures=script_json(drawn),
         plotly=scripts[0],
         script=scripts[1],
         hashes=" ".join(_script_hash(script) for script in scripts),
@@ -156,7 +157,7 @@ def _figure(name: str, label: str, figure: Figure | None, *, log_button: bool = 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[bool]) -> str:
     def line(tag: str, cells: Sequence[str]) -> str:
         opened = [f'<{tag} class="number">' if right else f"<{tag}>" for right in numeric]
-        parts = [f"{start}{_cell(cell)}</{tag}>" for start, cell in zip(opened, cells, strict=True)]
+        parts = [f"{start}{interval_cell(cell)}</{tag}>" for start, cell in zip(opened, cells, strict=True)]
         return f"<tr>{''.join(parts)}</tr>"
 
     body = "".join(line("td", row) for row in rows)
@@ -164,7 +165,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequen
     return f'<div class="scroll" tabindex="0"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
-def _cell(text: str) -> str:
+def interval_cell(text: str) -> str:
     """Escaped text; an interval stands small beneath its value, which halves the width of the table."""
     value, bracket, bounds = text.partition(" [")
     return html.escape(value) + (f"<small>{html.escape(bracket.strip() + bounds)}</small>" if bracket else "")
@@ -229,11 +230,12 @@ def _run(report: Report) -> str:
     return "".join(parts)
 
 
-def _resource(name: str) -> str:
+def page_resource(name: str) -> str:
+    """A style sheet or script that pages are made of."""
     return files("nas.reports").joinpath(name).read_text(encoding="utf-8")
 
 
-def _plotly_source() -> str:
+def plotly_source() -> str:
     """Plotly's own minified source, from the installed package; ``</script`` cannot occur inside."""
     source = files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
     return source.replace("</script", "<\\/script")
@@ -244,7 +246,7 @@ def _script_hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-def _script_json(data: Any) -> str:
+def script_json(data: Any) -> str:
     """JSON that cannot end the script element that it stands in."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -71,7 +71,10 @@ def describe(subnet: SubnetConfig) -> str:
     kept = [block for block in subnet.blocks if not block.skipped]
     ranks = [rank for block in kept for rank in (block.rank_qkv, block.rank_attention_out)]
     ranks += [rank for block in kept for rank in (block.rank_ffn_in, block.rank_ffn_out)]
-    parts = [f"{subnet.depth} blocks", f"heads {_span(block.heads for block in kept)}"]
+    parts = [
+        f"{subnet.depth} {'block' if subnet.depth == 1 else 'blocks'}",
+        f"heads {_span(block.heads for block in kept)}",
+    ]
     parts.append(f"FFN {_span(block.ffn for block in kept)}")
     if any(ranks):
         parts.append(f"rank {_span(rank for rank in ranks if rank)}")
@@ -213,9 +216,9 @@ def _flat(row: ModelRow, metrics: tuple[str, ...]) -> dict[str, Any]:
 
     measured = row.measured
     return {
-        "model": _no_formula(row.name),
+        "model": no_formula(row.name),
         "role": row.role,
-        "precision": _no_formula(row.precision),
+        "precision": no_formula(row.precision),
         "parameters": row.parameters,
         "macs": row.macs,
         **bounds("predicted_ms", row.predicted_ms),
@@ -227,11 +230,12 @@ def _flat(row: ModelRow, metrics: tuple[str, ...]) -> dict[str, Any]:
         **bounds("speedup_int8", row.speedup_int8),
         **{f"metric_{name}": row.metrics.get(name) for name in metrics},
         "size_mb": row.size_mb,
-        "directory": _no_formula(row.directory or ""),
+        "directory": no_formula(row.directory or ""),
         "subnet": row.subnet.to_json(),
     }
 
 
-def _no_formula(text: str) -> str:
+def no_formula(text: str) -> str:
+    """Text of a CSV cell that no spreadsheet takes for a formula."""
     # Spreadsheets run cells that begin like this.
     return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -1,0 +1,1 @@
+"""The dashboard: a local web server whose pages show studies while they are searched."""
