@@ -24,6 +24,7 @@ TYPES: dict[str, str] = {
     "Distiller": "nas.distillation.losses",
     "TrainSettings": "nas.distillation.train",
     "Objectives": "nas.engine.limits",
+    "GuidedSampler": "nas.engine.guided_sampler",
     "JournalStorage": "nas.engine.storage",
     "DatabaseStorage": "nas.engine.storage",
     "ProxyStorage": "nas.engine.storage",

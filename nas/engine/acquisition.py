@@ -15,15 +15,18 @@ Floats = NDArray[np.float64]
 _ROOT_2_PI = float(np.sqrt(2 * np.pi))
 
 
-def expected_improvement(mean: Floats, deviation: Floats, bound: Floats) -> Floats:
+def expected_improvement(mean: Floats, deviation: Floats, bound: Floats | float) -> Floats:
     """E[max(bound - value, 0)] of normal values; all three broadcast."""
+    if not np.any(deviation > 1e-12):
+        return np.maximum(bound - mean, 0.0)
     safe = np.maximum(deviation, 1e-12)
     z = (bound - mean) / safe
     density = np.exp(-0.5 * np.minimum(z * z, 1400.0)) / _ROOT_2_PI
     return np.where(deviation > 1e-12, (bound - mean) * ndtr(z) + safe * density, np.maximum(bound - mean, 0.0))
 
 
-def _chance_below(mean: Floats, deviation: Floats, bound: Floats) -> Floats:
+def chance_below(mean: Floats, deviation: Floats, bound: Floats | float) -> Floats:
+    """P(value < bound) of normal values; all three broadcast."""
     z = (bound - mean) / np.maximum(deviation, 1e-12)
     return np.where(deviation > 1e-12, ndtr(z), (mean < bound).astype(np.float64))
 

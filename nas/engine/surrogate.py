@@ -18,7 +18,6 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 Floats = NDArray[np.float64]
 _SCALES = np.array([0.0, 0.03, 0.1, 0.3, 1.0, 3.0])
 _NOISES = np.array([1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 0.1, 0.5])
-NOISEK = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +110,14 @@ class Surrogate:
         return self
 
     def predict(self, rows: Floats) -> tuple[Floats, Floats]:
-        """Expected values and their standard deviations (of the function, without noise), ``(rows,)`` each."""
+        """Expected values of new rows and their standard deviations, ``(rows,)`` each.
+
+        What the features cannot explain counts as deviation: a new subnet has a share of it that is its own.
+        """
         assert self.priors is not None, "fit first"
         design = _scaled(self.features(rows), self.priors.scales)
         root = solve_triangular(self._factor[0], design.T, lower=True, check_finite=False)
-        deviation = np.sqrt(self.priors.noise * (NOISEK + np.sum(root**2, axis=0))) * self.calibration
+        deviation = np.sqrt(self.priors.noise * (1.0 + np.sum(root**2, axis=0))) * self.calibration
         return self._mean + self._spread * (design @ self._weights), self._spread * deviation
 
 
