@@ -115,7 +115,27 @@ def read_hwgpt(path: Path, suffix: str = "") -> Iterator[Measurements]:
 def _hwgpt_features(table: pd.DataFrame) -> tuple[Features, Floats]:
     width = table["embed_dim"].to_numpy(dtype=np.int64)
     biased = table["bias"].to_numpy(dtype=np.int64)
-    heads, ratio = _per_block(table["n_head"]), _per_block(table["mlp_ratio"])
+    heads, ratio = hwgpt_blocks(table)
+    features = hwgpt_features(width, biased, heads, ratio)
+    return features, np.column_stack([width, (heads > 0).sum(axis=1), biased, heads, ratio]).astype(np.float64)
+
+
+def hwgpt_blocks(table: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Heads and MLP ratios of every block, ``(rows, blocks)`` each, 0 where a row has fewer blocks."""
+    return _per_block(table["n_head"]), _per_block(table["mlp_ratio"])
+
+
+def hwgpt_features(
+    width: NDArray[np.int64], biased: NDArray[np.int64], heads: NDArray[np.int64], ratio: NDArray[np.int64]
+) -> Features:
+    """Physical features of any architecture of HW-GPT-Bench's space, whether or not the table has it.
+
+    Args:
+        width: ``(rows,)``, the embedding's.
+        biased: ``(rows,)``, 0 or 1.
+        heads: ``(rows, blocks)``, 0 where a row has fewer blocks.
+        ratio: ``(rows, blocks)``, of each MLP's width to the embedding's.
+    """
     there = heads > 0
     layers = there.sum(axis=1)
     ffn = ratio * width[:, None]
@@ -135,14 +155,16 @@ def _hwgpt_features(table: pd.DataFrame) -> tuple[Features, Floats]:
             "bias.written": HWGPT_TOKENS * biased * outputs,
         }
     )
-    features = from_products(
+    # As the table's columns have them: three products of an MLP, and 8 operations per attended pair and token.
+    weights = width * (4 * query.sum(axis=1) + 3 * ffn.sum(axis=1))
+    written = 3 * query.sum(axis=1) + 2 * layers * width + 2 * ffn.sum(axis=1)
+    return from_products(
         products,
-        flops=table["flops"],
-        parameters=table["params"],
+        flops=16384 * weights + 8192 * ffn.sum(axis=1) + 81920 * layers * width + 823402496 * width,
+        parameters=weights + biased * written + 4 * layers * width + 100510 * width,
         sizes={"heads": np.where(there, heads, ABSENT), "ffn": np.where(there, ffn, ABSENT)},
         groups={"width": width, "bias": biased},
     )
-    return features, np.column_stack([width, layers, biased, heads, ratio]).astype(np.float64)
 
 
 def _per_block(column: pd.Series[str]) -> NDArray[np.int64]:

@@ -14,117 +14,167 @@ from nas.engine.acquisition import (
     expected_improvement,
     expected_scalar_improvement,
 )
-from nas.engine.surrogate import FeatureMap, Surrogate
+from nas.engine.pareto import beaten
+from nas.engine.surrogate import Surrogate
 
 Floats = NDArray[np.float64]
+Levels = NDArray[np.int64]
+_SHORTLIST = 400
 
 
 @dataclass(frozen=True)
 class Observations:
-    """Evaluated and running subnets.
+    """Evaluated and running candidates.
 
     Args:
-        features: ``(evaluated, columns)``.
+        rows: ``(evaluated, columns)`` mapped features.
         losses: ``(evaluated, goals)``, smaller is better; known goals hold the predictor's values.
-        limited: ``(evaluated, limits)`` metrics with limits, signed and shifted such that at most 0 keeps to the limit.
-        running_features: ``(running, columns)``.
+        violations: ``(evaluated, limits)`` of limits on metrics; at most 0 keeps to the limit.
+        running_rows: ``(running, columns)``.
         running_losses: ``(running, goals)``; only known goals are read.
     """
 
-    features: Floats
+    rows: Floats
     losses: Floats
-    limited: Floats
-    running_features: Floats
+    violations: Floats
+    running_rows: Floats
     running_losses: Floats
+
+    @property
+    def able(self) -> NDArray[np.bool_]:
+        """``(evaluated,)``: which keep to all limits; all of them where none does."""
+        able: NDArray[np.bool_] = np.all(self.violations <= 0, axis=1)
+        return able if able.any() else np.ones(len(able), dtype=bool)
 
 
 class Guide:
     """Scores candidates by how much they are expected to improve on what was observed.
 
     Args:
-        features: The map that the quality models share.
+        sizes: Columns of each group of the mapped features; see `surrogate.FeatureMap.sizes`.
         known: Which goals are known beforehand (predicted costs); the others are modelled.
     """
 
-    def __init__(self, features: FeatureMap, known: Sequence[bool]) -> None:
+    def __init__(self, sizes: Sequence[int], known: Sequence[bool]) -> None:
+        self.sizes = tuple(sizes)
         self.known = tuple(known)
-        self._goals = [None if is_known else Surrogate(features) for is_known in known]
+        self._goals = [None if is_known else Surrogate(sizes) for is_known in known]
         self._limits: list[Surrogate] = []
-        self._features = features
 
     def observe(self, seen: Observations) -> None:
-        """Fit the models to what was evaluated; a running subnet counts as evaluated with its expected values."""
+        """Fit the models to what was evaluated; a running candidate counts as evaluated with its expected values."""
         for column, model in enumerate(self._goals):
             if model is not None:
-                model.fit(seen.features, seen.losses[:, column])
-        while len(self._limits) < seen.limited.shape[1]:
-            self._limits.append(Surrogate(self._features))
+                model.fit(seen.rows, seen.losses[:, column])
+        while len(self._limits) < seen.violations.shape[1]:
+            self._limits.append(Surrogate(self.sizes))
         for column, model in enumerate(self._limits):
-            model.fit(seen.features, seen.limited[:, column])
-        able = np.all(seen.limited <= 0, axis=1)
-        points = seen.losses[able] if able.any() else seen.losses
+            model.fit(seen.rows, seen.violations[:, column])
+        points = seen.losses[seen.able]
         low, high = points.min(axis=0), points.max(axis=0)
         self._reference = high + 0.05 * np.where(high > low, high - low, np.maximum(np.abs(high), 1e-12))
-        if len(seen.running_features):
-            means, _ = self._predict(seen.running_features, seen.running_losses)
-            points = np.concatenate([points, means])
+        self._typical = self._predict(seen.rows, seen.losses)[1].mean(axis=0)
+        if len(seen.running_rows):
+            points = np.concatenate([points, self._predict(seen.running_rows, seen.running_losses)[0]])
         self._points = points
 
-    def score(self, features: Floats, losses: Floats, generator: np.random.Generator) -> Floats:
+    def best(self, rows: Floats, losses: Floats, generator: np.random.Generator, count: int = 1) -> NDArray[np.intp]:
+        """Indices of the candidates with the largest expected gain, best first.
+
+        Args:
+            rows: ``(candidates, columns)`` mapped features.
+            losses: ``(candidates, goals)``; only known goals are read.
+            generator: Draws the weights where there are three or more goals.
+            count: How many.
+        """
+        weights = generator.dirichlet(np.ones(losses.shape[1]))
+        kept = self._promising(rows, losses, weights, count) if len(rows) > 2 * _SHORTLIST else np.arange(len(rows))
+        scores = self.score(rows[kept], losses[kept], weights)
+        order: NDArray[np.intp] = kept[np.argsort(-scores, kind="stable")[:count]]
+        return order
+
+    def score(self, rows: Floats, losses: Floats, weights: Floats) -> Floats:
         """Expected gain of candidates, ``(candidates,)``; comparable within one call.
 
         Args:
-            features: ``(candidates, columns)``.
+            rows: ``(candidates, columns)`` mapped features.
             losses: ``(candidates, goals)``; only known goals are read.
-            generator: Draws the weights where there are three or more goals.
+            weights: ``(goals,)``, positive; used only where there are three or more goals.
         """
-        means, deviations = self._predict(features, losses)
-        goals = means.shape[1]
-        if goals == 1:
-            gain = expected_improvement(means[:, 0], deviations[:, 0], self._points[:, 0].min())
-        elif goals == 2:
-            gain = expected_hypervolume_improvement(means, deviations, self._points, self._reference)
-        else:
-            weights = generator.dirichlet(np.ones(goals))
-            gain = expected_scalar_improvement(means, deviations, self._points, weights)
+        gain = self._gain(*self._predict(rows, losses), weights)
         for model in self._limits:
-            mean, deviation = model.predict(features)
-            gain = gain * chance_below(mean, deviation, np.zeros(1))
+            gain = gain * chance_below(*model.predict(rows), 0.0)
         return gain
 
-    def _predict(self, features: Floats, losses: Floats) -> tuple[Floats, Floats]:
+    def _promising(self, rows: Floats, losses: Floats, weights: Floats, count: int) -> NDArray[np.intp]:
+        """Of very many candidates, those that are worth the work of finding out how uncertain they are."""
+        means = self._expect(rows, losses)
+        hopeful = np.flatnonzero(~beaten(means - 3 * self._typical, self._points))
+        if len(hopeful) < count:
+            hopeful = np.arange(len(rows))
+        if len(hopeful) <= max(_SHORTLIST, count):
+            return hopeful
+        means = means[hopeful]
+        rough = self._gain(means, np.broadcast_to(self._typical, means.shape), weights)
+        return hopeful[np.argsort(-rough, kind="stable")[: max(_SHORTLIST, count)]]
+
+    def _gain(self, means: Floats, deviations: Floats, weights: Floats) -> Floats:
+        if means.shape[1] == 1:
+            return expected_improvement(means[:, 0], deviations[:, 0], self._points[:, 0].min())
+        if means.shape[1] == 2:
+            return expected_hypervolume_improvement(means, deviations, self._points, self._reference)
+        return expected_scalar_improvement(means, deviations, self._points, weights)
+
+    def _expect(self, rows: Floats, losses: Floats) -> Floats:
+        means = losses.copy()
+        for column, model in enumerate(self._goals):
+            if model is not None:
+                means[:, column] = model.expect(rows)
+        return means
+
+    def _predict(self, rows: Floats, losses: Floats) -> tuple[Floats, Floats]:
         means, deviations = losses.copy(), np.zeros_like(losses)
         for column, model in enumerate(self._goals):
             if model is not None:
-                means[:, column], deviations[:, column] = model.predict(features)
+                means[:, column], deviations[:, column] = model.predict(rows)
         return means, deviations
 
 
-def offspring(
-    parents: NDArray[np.int64],
-    highs: NDArray[np.int64],
-    count: int,
-    generator: np.random.Generator,
-) -> NDArray[np.int64]:
+def offspring(parents: Levels, counts: Levels, number: int, generator: np.random.Generator) -> Levels:
     """Rows of levels near the parents: uniform crossover of pairs, then one to three mutations.
 
     Args:
-        parents: ``(parents, dimensions)`` levels.
-        highs: ``(dimensions,)`` number of levels.
-        count: How many rows.
+        parents: ``(parents, parameters)`` levels.
+        counts: ``(parameters,)`` how many levels each has.
+        number: How many rows.
         generator: Where chance comes from.
     """
-    dimensions = len(highs)
-    first = parents[generator.integers(0, len(parents), size=count)]
-    second = parents[generator.integers(0, len(parents), size=count)]
-    crossed = generator.random(count) < 0.5
-    rows = np.where((generator.random((count, dimensions)) < 0.5) & crossed[:, None], second, first)
-    changes = generator.integers(1, 4, size=count)
+    width = len(counts)
+    first = parents[generator.integers(0, len(parents), size=number)]
+    second = parents[generator.integers(0, len(parents), size=number)]
+    crossed = generator.random(number) < 0.5
+    rows = np.where((generator.random((number, width)) < 0.5) & crossed[:, None], second, first)
+    changes = generator.integers(1, 4, size=number)
     for turn in range(3):
         at = np.flatnonzero(changes > turn)
-        place = generator.integers(0, dimensions, size=len(at))
+        place = generator.integers(0, width, size=len(at))
         step = generator.choice([-1, 1], size=len(at))
-        anywhere = generator.integers(0, highs[place])
-        near = np.clip(rows[at, place] + step, 0, highs[place] - 1)
+        anywhere = generator.integers(0, counts[place])
+        near = np.clip(rows[at, place] + step, 0, counts[place] - 1)
         rows[at, place] = np.where(generator.random(len(at)) < 0.7, near, anywhere)
     return rows
+
+
+def farthest(points: Floats, seen: Floats) -> int:
+    """The point that is farthest from all seen ones, in columns scaled to their range; the first of equals.
+
+    With nothing seen, one at the lower end: evaluations before there is a model are spread over what is known.
+    """
+    every = np.concatenate([points, seen])
+    low, high = every.min(axis=0), every.max(axis=0)
+    span = np.where(high > low, high - low, 1.0)
+    points, seen = (points - low) / span, (seen - low) / span
+    if not len(seen):
+        return int(np.argmin(points.sum(axis=1)))
+    gaps = np.min(np.linalg.norm(points[:, None, :] - seen[None, :, :], axis=2), axis=1)
+    return int(np.argmax(gaps))

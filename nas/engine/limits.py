@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-from nas.engine.costs import THROUGHPUT
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.engine.costs import THROUGHPUT, Bounds
 
 Direction = Literal["minimize", "maximize"]
 QUALITY = "quality"
@@ -115,6 +118,22 @@ class Limit:
 
     def __str__(self) -> str:
         return f"{self.name} {'<=' if self.upper else '>='} {self.bound:.6g}"
+
+
+def keeps_to(limits: Sequence[Limit], known: Mapping[str, Bounds], count: int) -> NDArray[np.bool_]:
+    """``(count,)``: which of so many subnets keep to all limits that are known beforehand.
+
+    Args:
+        limits: The constraints; those on metrics are left out.
+        known: Costs by name, arrays ``(count,)``; the bound on the limit's side is what counts, not the value.
+        count: How many subnets.
+    """
+    ok = np.ones(count, dtype=bool)
+    for limit in limits:
+        if limit.predicted and count:
+            bounds = known[limit.name]
+            ok &= (bounds.upper <= limit.bound) if limit.upper else (bounds.lower >= limit.bound)
+    return ok
 
 
 def resolve_limits(

@@ -40,6 +40,17 @@ def non_dominated(losses: Floats) -> NDArray[np.bool_]:
     return keep
 
 
+def beaten(losses: Floats, front: Floats) -> NDArray[np.bool_]:
+    """Which rows of losses some row of a front equals or beats in every objective, ``(points,)``."""
+    if losses.shape[1] != 2:
+        found: NDArray[np.bool_] = np.any(np.all(front[None, :, :] <= losses[:, None, :], axis=2), axis=1)
+        return found
+    ordered = front[np.argsort(front[:, 0], kind="stable")]
+    best = np.concatenate(([np.inf], np.minimum.accumulate(ordered[:, 1])))
+    below: NDArray[np.bool_] = best[np.searchsorted(ordered[:, 0], losses[:, 0], side="right")] <= losses[:, 1]
+    return below
+
+
 def domination_ranks(losses: Floats) -> NDArray[np.int64]:
     """Index of the front that each row is on: 0 for the Pareto front, 1 for the front without it, and so on."""
     ranks = np.full(len(losses), -1, dtype=np.int64)

@@ -9,7 +9,7 @@ import numpy as np
 from optuna.samplers import BaseSampler
 
 from nas.engine.costs import SubnetCosts
-from nas.engine.limits import Limit, Objectives
+from nas.engine.limits import Limit, Objectives, keeps_to
 from search_spaces.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -50,14 +50,8 @@ class Feasible:
 
     def __call__(self, levels: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """``(rows,)`` of bool for ``(rows, dimensions)``."""
-        ok = np.ones(len(levels), dtype=bool)
-        if not self.limits or not len(levels):
-            return ok
-        known = self.costs(self.space.table(levels))
-        for limit in self.limits:
-            bounds = known[limit.name]
-            ok &= (bounds.upper <= limit.bound) if limit.upper else (bounds.lower >= limit.bound)
-        return ok
+        known = self.costs(self.space.table(levels)) if self.limits and len(levels) else {}
+        return keeps_to(self.limits, known, len(levels))
 
 
 class NewAndFeasible(BaseSampler):

@@ -68,46 +68,63 @@ class FeatureMap:
         phases = generator.uniform(0, 2 * np.pi, size=waves)
         return cls(mean, spread, tuple(kept), frequencies, phases)
 
-    def __call__(self, rows: Floats) -> list[Floats]:
-        """One array ``(rows, columns of the group)`` per group, each scaled so that a row's squared norm is about 1."""
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many mapped columns each group has, the random waves last."""
+        return (*(len(group) for group in self.groups), self.phases.size)
+
+    def __call__(self, rows: Floats) -> Floats:
+        """Mapped rows, group beside group, each group scaled so that a row's squared norm in it is about 1."""
         scaled = (rows - self.mean) / self.spread
         parts = [scaled[:, group] / np.sqrt(len(group)) for group in self.groups]
-        waves = self.phases.size
-        parts.append(np.sqrt(2.0 / waves) * np.cos(scaled @ self.frequencies + self.phases))
-        return parts
+        parts.append(np.sqrt(2.0 / self.phases.size) * np.cos(scaled @ self.frequencies + self.phases))
+        return np.concatenate(parts, axis=1)
 
 
 class Surrogate:
-    """The fitted model of one value.
+    """The fitted model of one value; its rows are those of a `FeatureMap`.
 
     Args:
-        features: The map from rows to groups of features.
+        sizes: How many columns each group has; see `FeatureMap.sizes`.
     """
 
-    def __init__(self, features: FeatureMap) -> None:
-        self.features = features
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = tuple(sizes)
         self.priors: Priors | None = None
         self._fitted_at = 0
 
     def fit(self, rows: Floats, values: Floats) -> Surrogate:
-        """Fit to ``(evaluations, columns)`` and ``(evaluations,)``; priors are chosen anew as these accumulate."""
-        parts = self.features(rows)
+        """Fit to mapped rows ``(evaluations, columns)`` and ``(evaluations,)``.
+
+        Priors are chosen anew as evaluations accumulate.
+        """
         self._mean, self._spread = float(values.mean()), float(max(values.std(), 1e-12))
         target = (values - self._mean) / self._spread
         if self.priors is None or len(values) >= 1.15 * self._fitted_at:
-            self.priors = _choose_priors(parts, target, self.priors)
+            self.priors = _choose_priors(_parts(rows, self.sizes), target, self.priors)
             self._fitted_at = len(values)
-        design = _scaled(parts, self.priors.scales)
+        scales = np.repeat(self.priors.scales, self.sizes)
+        self._used = np.flatnonzero(scales)  # A group of scale 0 keeps no columns.
+        self._scales = scales[self._used]
+        design = self._design(rows)
         noise = self.priors.noise
         self._factor = cho_factor(design.T @ design + noise * np.eye(design.shape[1]), lower=True)
-        self._weights: Floats = cho_solve(self._factor, design.T @ target)
+        weights: Floats = cho_solve(self._factor, design.T @ target)
+        self._intercept, self._weights = float(weights[0]), weights[1:] * self._scales
         root = solve_triangular(self._factor[0], design.T, lower=True)
         leverage = np.minimum(np.sum(root**2, axis=0), 1 - 1e-6)
-        residual = (target - design @ self._weights) / (1 - leverage)
+        residual = (target - design @ weights) / (1 - leverage)
         expected = noise / (1 - leverage)
         self.calibration = float(np.clip(np.sqrt(np.mean(residual**2 / expected)), 0.5, 3.0))
         self.cross_validated = float(np.sqrt(np.mean(residual**2)) * self._spread)
         return self
+
+    def expect(self, rows: Floats) -> Floats:
+        """Expected values of new rows alone, ``(rows,)``: a hundredth of the work of `predict`."""
+        weights = np.zeros(rows.shape[1])
+        weights[self._used] = self._weights
+        expected: Floats = self._mean + self._spread * (rows @ weights + self._intercept)
+        return expected
 
     def predict(self, rows: Floats) -> tuple[Floats, Floats]:
         """Expected values of new rows and their standard deviations, ``(rows,)`` each.
@@ -115,16 +132,16 @@ class Surrogate:
         What the features cannot explain counts as deviation: a new subnet has a share of it that is its own.
         """
         assert self.priors is not None, "fit first"
-        design = _scaled(self.features(rows), self.priors.scales)
-        root = solve_triangular(self._factor[0], design.T, lower=True, check_finite=False)
+        root = solve_triangular(self._factor[0], self._design(rows).T, lower=True, check_finite=False)
         deviation = np.sqrt(self.priors.noise * (1.0 + np.sum(root**2, axis=0))) * self.calibration
-        return self._mean + self._spread * (design @ self._weights), self._spread * deviation
+        return self.expect(rows), self._spread * deviation
+
+    def _design(self, rows: Floats) -> Floats:
+        return np.concatenate([np.ones((len(rows), 1)), rows[:, self._used] * self._scales], axis=1)
 
 
-def _scaled(parts: Sequence[Floats], scales: Sequence[float]) -> Floats:
-    """The groups side by side with an intercept; a group of scale 0 keeps no columns."""
-    used = [scale * part for part, scale in zip(parts, scales, strict=True) if scale > 0]
-    return np.concatenate([np.ones((len(parts[0]), 1)), *used], axis=1)
+def _parts(rows: Floats, sizes: Sequence[int]) -> list[Floats]:
+    return np.split(rows, np.cumsum(sizes)[:-1], axis=1)
 
 
 def _choose_priors(parts: Sequence[Floats], target: Floats, before: Priors | None, most: int = 200) -> Priors:

@@ -13,11 +13,13 @@ def test_a_linear_quality_is_learnt_and_uncertainty_shrinks_where_it_was_seen():
     generator = np.random.default_rng(0)
     rows = generator.normal(size=(80, 4))
     quality = rows @ np.array([1.0, -0.5, 0.25, 0.0])
-    surrogate = Surrogate(FeatureMap.make(rows, [[0, 1], [2, 3]])).fit(rows[:50], quality[:50])
-    mean, deviation = surrogate.predict(rows[50:])
+    features = FeatureMap.make(rows, [[0, 1], [2, 3]])
+    surrogate = Surrogate(features.sizes).fit(features(rows[:50]), quality[:50])
+    mean, deviation = surrogate.predict(features(rows[50:]))
+    assert np.array_equal(mean, surrogate.expect(features(rows[50:])))
     assert np.corrcoef(mean, quality[50:])[0, 1] > 0.98
     assert np.all(deviation > 0)
-    far = surrogate.predict(rows[50:] + 20)[1]
+    far = surrogate.predict(features(rows[50:] + 20))[1]
     assert far.mean() > deviation.mean()
 
 
