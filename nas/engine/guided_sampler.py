@@ -172,12 +172,13 @@ class _Pool:
 
 
 @dataclass(frozen=True)
-class _Record:
-    """What is remembered of a finished trial."""
+class _Candidate:
+    """What is remembered of a trial's candidate: levels, key, mapped features, and losses as far as known before."""
 
     levels: Levels
-    outcome: Outcome
-    steps: int
+    key: bytes
+    row: Floats
+    losses: Floats
 
 
 class _World:
@@ -191,9 +192,8 @@ class _World:
             sample = self.random(400, np.random.default_rng(seed))
         self._map = FeatureMap.make(landscape.describe(sample).features, landscape.groups, seed=seed)
         self.guide = Guide(self._map.sizes, landscape.known)
-        self._records: dict[int, _Record] = {}
-        self._keys: dict[int, bytes] = {}
-        self._rows: dict[int, Levels] = {}
+        self._candidates: dict[int, _Candidate] = {}
+        self._outcomes: dict[int, tuple[int, Outcome]] = {}  # With the steps of distillation.
         self._running: list[int] = []
         self._every: tuple[list[bytes], _Pool] | None = None
         self.levels: Levels = np.zeros((0, len(self.counts)), dtype=np.int64)
@@ -202,41 +202,47 @@ class _World:
         """Take in what has changed since the last call."""
         self._running = []
         for trial in trials:
-            number, state = trial.number, trial.state.name
-            if number == besides or number in self._records:
+            number = trial.number
+            if number == besides or number in self._outcomes:
                 continue
             if abandoned(trial):
-                self._rows.pop(number, None)
-                self._keys.pop(number, None)
-                continue
-            if number not in self._rows:
-                row = self.landscape.row_of(trial)
-                if row is None:
-                    continue
-                self._rows[number] = row
-                self._keys[number] = self.landscape.describe(row[None, :]).keys[0]
-            if state == "RUNNING":
-                self._running.append(number)
-            elif state == "COMPLETE":
-                steps = int(trial.user_attrs.get("steps", 0))
-                self._records[number] = _Record(self._rows[number], self.landscape.outcome_of(trial), steps)
+                self._candidates.pop(number, None)
+            elif number in self._candidates or self._meet(trial):
+                if trial.state.name == "RUNNING":
+                    self._running.append(number)
+                elif trial.state.name == "COMPLETE":
+                    steps = int(trial.user_attrs.get("steps", 0))
+                    self._outcomes[number] = steps, self.landscape.outcome_of(trial)
+
+    def _meet(self, trial: FrozenTrial) -> bool:
+        """Remember a trial's candidate, once it has one."""
+        levels = self.landscape.row_of(trial)
+        if levels is None:
+            return False
+        found = self.landscape.describe(levels[None, :])
+        row = self._map(found.features)[0]
+        self._candidates[trial.number] = _Candidate(levels, found.keys[0], row, found.losses[0])
+        return True
 
     def observations(self) -> Observations:
         """Trials of the shortest distillation: others' values cannot be compared with theirs."""
-        records = [self._records[number] for number in sorted(self._records)]
-        least = min((record.steps for record in records), default=0)
-        records = [record for record in records if record.steps == least]
-        width, count = len(self.counts), len(records)
-        self.levels = np.array([r.levels for r in records], dtype=np.int64).reshape(-1, width)
-        running = np.array([self._rows[number] for number in self._running], dtype=np.int64).reshape(-1, width)
-        ahead = self.landscape.describe(running)
+        least = min((steps for steps, _ in self._outcomes.values()), default=0)
+        numbers = sorted(number for number, (steps, _) in self._outcomes.items() if steps == least)
+        outcomes = [self._outcomes[number][1] for number in numbers]
+        evaluated = [self._candidates[number] for number in numbers]
+        running = [self._candidates[number] for number in self._running]
+        goals, limits = len(self.landscape.known), len(outcomes[0].violations) if outcomes else 0
+        self.levels = np.array([c.levels for c in evaluated], dtype=np.int64).reshape(-1, len(self.counts))
         return Observations(
-            rows=self._map(self.landscape.describe(self.levels).features),
-            losses=np.array([r.outcome.losses for r in records]).reshape(count, len(self.landscape.known)),
-            violations=np.array([r.outcome.violations for r in records]).reshape(count, -1 if count else 0),
-            running_rows=self._map(ahead.features),
-            running_losses=ahead.losses,
+            rows=np.array([c.row for c in evaluated]).reshape(-1, sum(self._map.sizes)),
+            losses=np.array([outcome.losses for outcome in outcomes]).reshape(-1, goals),
+            violations=np.array([outcome.violations for outcome in outcomes]).reshape(len(outcomes), limits),
+            running_rows=np.array([c.row for c in running]).reshape(-1, sum(self._map.sizes)),
+            running_losses=np.array([c.losses for c in running]).reshape(-1, goals),
         )
+
+    def _seen(self) -> set[bytes]:
+        return {candidate.key for candidate in self._candidates.values()}
 
     def random(self, number: int, generator: np.random.Generator) -> Levels:
         """Rows of uniformly drawn levels."""
@@ -246,7 +252,7 @@ class _World:
     def fresh(self, levels: Levels) -> _Pool:
         """The rows that are feasible and whose architecture is neither in the study nor in an earlier row."""
         found = self.landscape.describe(levels)
-        seen = set(self._keys.values())
+        seen = self._seen()
         kept = []
         for position, (key, able) in enumerate(zip(found.keys, found.feasible.tolist(), strict=True)):
             if able and key not in seen:
@@ -264,7 +270,7 @@ class _World:
             every = _Pool(self.landscape.pool[at], self._map(found.features[at]), found.losses[at], complete=True)
             self._every = [found.keys[i] for i in at.tolist()], every
         keys, every = self._every
-        seen = set(self._keys.values())
+        seen = self._seen()
         return every.take(np.array([i for i, key in enumerate(keys) if key not in seen], dtype=np.intp))
 
     def spread(self, pool: _Pool, seen: Observations) -> tuple[Floats, Floats]:

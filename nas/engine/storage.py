@@ -50,6 +50,8 @@ class JournalFile:
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """Finished lines from the given number on."""
         first, offset = self._read_to if self._read_to[0] == log_number_from else (0, 0)
+        if first and self.path.stat().st_size <= offset:
+            return
         with self.path.open("rb") as file:
             file.seek(offset)
             for number, line in enumerate(file, start=first):
