@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-DevicePrecision = Literal["fp32", "bf16", "fp16", "int8"]
+DevicePrecision = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 Option = str | int | float | bool
 
 # Instruction sets that decide which kernels a runtime picks; everything else a CPU can do is noise in a fingerprint.
@@ -25,9 +25,9 @@ _RELEVANT_FLAGS = (
 )
 _LIBRARIES = {
     "torch": ("torch", "transformers"),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "openvino": ("openvino",),
-    "tensorrt": ("tensorrt", "tensorrt-cu13"),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
+    "openvino": ("openvino", "nncf"),
+    "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
 }
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from latency_models.backends.base import BACKENDS, BackendError, backend_entry, make_backend
+from latency_models.backends.base import BackendError, backend_entry, make_backend
 from latency_models.device import Device, library_version
 
 # Providers that ship inside ONNX Runtime's builds but run elsewhere or are no device of their own.
@@ -66,20 +66,19 @@ def check_device(device: Device, *, seconds: float = 0.2) -> FoundDevice:
 
 
 def _candidates(threads: int) -> Iterator[Device]:
-    """Devices worth checking, by backend and provider."""
+    """Devices worth checking, by backend and provider; each has a YAML file of its name."""
     yield Device("torch_cpu", "torch", threads)
     if _cuda():
         yield Device("torch_cuda", "torch", threads, provider="cuda")
-        yield replace(Device("torch_cuda_fp16", "torch", threads, provider="cuda"), precision="fp16")
+        yield Device("torch_cuda_fp16", "torch", threads, "fp16", provider="cuda")
     yield Device("onnxruntime_cpu", "onnxruntime", threads)
-    yield Device("onnxruntime_cpu_int8", "onnxruntime", threads, precision="int8")
+    yield Device("onnxruntime_cpu_int8", "onnxruntime", threads, "int8")
     for provider in _providers():
-        name = provider.removesuffix("ExecutionProvider").lower()
-        yield Device(f"onnxruntime_{name}", "onnxruntime", threads, provider=provider)
-    for backend in BACKENDS:
-        if backend not in ("torch", "onnxruntime"):
-            provider = "cuda" if backend == "tensorrt" else "cpu"
-            yield Device(f"{backend}_{provider}", backend, threads, provider=provider)
+        yield Device(f"onnxruntime_{provider.lower()}", "onnxruntime", threads, provider=provider)
+    yield Device("openvino_cpu", "openvino", threads)
+    if library_version("nncf") is not None:
+        yield Device("openvino_cpu_int8", "openvino", threads, "int8")
+    yield Device("tensorrt_cuda", "tensorrt", threads, provider="cuda")
 
 
 def _cuda() -> bool:
@@ -91,12 +90,15 @@ def _cuda() -> bool:
 
 
 def _providers() -> list[str]:
-    """Execution providers of the installed ONNX Runtime beside the CPU's."""
+    """Execution providers of the installed ONNX Runtime beside the CPU's, by the names that devices give them."""
     if all(library_version(name) is None for name in backend_entry("onnxruntime").distributions):
         return []
     import onnxruntime
 
-    return [name for name in onnxruntime.get_available_providers() if name not in _NOT_DEVICES]
+    from latency_models.backends.onnxruntime import PROVIDERS
+
+    short = {provider: name for name, provider in PROVIDERS.items()}
+    return [short.get(name, name) for name in onnxruntime.get_available_providers() if name not in _NOT_DEVICES]
 
 
 def _product(device: Device, weight: np.ndarray[Any, np.dtype[np.float32]]) -> Any:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def devices(config: DictConfig) -> None:
     """List the devices of this machine, each with a short check."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from latency_models.discovery import find_devices
@@ -26,7 +27,8 @@ def devices(config: DictConfig) -> None:
     for found in find_devices(check_seconds=float(config["check_seconds"])):
         check = "-" if found.check_ms is None else f"{found.check_ms:.3f}"
         known = "-" if found.problem else found.device.fingerprint_id
-        table.add_row(found.device.name, found.problem or "ready", check, known)
+        # What to install has brackets, which the table would take for markup.
+        table.add_row(found.device.name, escape(found.problem or "ready"), check, known)
     Console().print(table)
 
 

@@ -74,6 +74,13 @@ BACKENDS: Mapping[str, BackendEntry] = {
     "openvino": BackendEntry(
         "latency_models.backends.openvino", "OpenVinoBackend", ("openvino",), "hwnas[openvino]", "onnx"
     ),
+    "tensorrt": BackendEntry(
+        "latency_models.backends.tensorrt",
+        "TensorRtBackend",
+        ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-cu12-bindings", "tensorrt-cu13-bindings"),
+        "hwnas[tensorrt]",
+        "onnx",
+    ),
 }
 
 

@@ -51,3 +51,10 @@ def graph_bytes(model: Any) -> bytes:
         )
     content: bytes = graph.SerializeToString()
     return content
+
+
+def input_names(model: Any) -> list[str]:
+    """Names of a graph's inputs; constants that are listed among them are none."""
+    graph = load_graph(model).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    return [entry.name for entry in graph.input if entry.name not in constants]

@@ -19,15 +19,25 @@ from latency_models.backends.base import (
     check_options,
     check_precision,
 )
-from latency_models.backends.graph_file import graph_bytes
-from latency_models.backends.quantize import at_precision
+from latency_models.backends.openvino_graph import compress_weights, quantize, read_graph
 from latency_models.device import Device
 
-_HINTS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16, "fp16": openvino.Type.f16, "int8": openvino.Type.f32}
+# What a product computes in; quantised ones say so in the graph.
+_HINTS = {
+    "fp32": openvino.Type.f32,
+    "bf16": openvino.Type.bf16,
+    "fp16": openvino.Type.f16,
+    "int8": openvino.Type.f32,
+    "int4": openvino.Type.f32,
+}
+_QUANTIZATIONS = ("dynamic", "static")
 
 
 class OpenVinoBackend:
-    """Runs an ONNX graph through OpenVINO.
+    """Runs an ONNX graph, or a model in OpenVINO's own files, through OpenVINO.
+
+    Option ``quantization`` of int8: ``dynamic`` (the default: weights in int8, activations scaled as they come) or
+    ``static`` (activations' scales from the inputs at hand).
 
     Args:
         device: A device whose provider is ``cpu`` or ``gpu``.
@@ -37,8 +47,12 @@ class OpenVinoBackend:
     """
 
     def __init__(self, device: Device) -> None:
-        check_options(device, {})
+        check_options(device, {"quantization": str})
         check_precision(device, tuple(_HINTS))
+        if (found := device.options.get("quantization", "dynamic")) not in _QUANTIZATIONS:
+            raise BackendError(
+                f"device {device.name!r}: `quantization` must be one of {', '.join(_QUANTIZATIONS)}, but got {found!r}."
+            )
         self._device = device
         self._core = openvino.Core()
         self._place = device.provider.upper()
@@ -52,10 +66,8 @@ class OpenVinoBackend:
         """Prepare a graph; see `Backend.compile`. Shapes are fixed to those of the inputs."""
         device = self._device
         arrays = as_arrays(inputs)
-        precision = "int8" if device.precision == "int8" else "fp32"
         try:
-            graph = self._core.read_model(graph_bytes(at_precision(model, precision)))
-            check_inputs(device, [entry.get_any_name() for entry in graph.inputs], arrays)
+            graph = self._converted(model, arrays)
             graph.reshape({name: openvino.PartialShape(list(array.shape)) for name, array in arrays.items()})
             compiled = self._core.compile_model(graph, self._place, self._settings())
         except RuntimeError as error:
@@ -66,6 +78,17 @@ class OpenVinoBackend:
         run = _OpenVinoRun(compiled, arrays)
         run()
         return run
+
+    def _converted(self, model: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
+        """The model in the device's precision; one that is quantised already stays as it is."""
+        graph, quantized = read_graph(model)
+        check_inputs(self._device, [entry.get_any_name() for entry in graph.inputs], arrays)
+        precision = self._device.precision
+        if quantized or precision not in ("int8", "int4"):
+            return graph
+        if precision == "int8" and self._device.options.get("quantization") == "static":
+            return quantize(graph, (arrays,))
+        return compress_weights(graph, precision)
 
     def _settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = {

@@ -5,17 +5,24 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from numpy.typing import NDArray
 
 from latency_models.backends.base import BackendError
 from latency_models.backends.graph_file import load_graph
-from search_spaces.families import FAMILIES
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+# What quantised graphs are written in: operators of their own (for ONNX Runtime), or quantise/dequantise pairs around
+# ONNX's plain ones, which other runtimes fuse.
+Form = Literal["operators", "qdq"]
+Calibration = Iterable[Mapping[str, NDArray[Any]]]
 
 _QUANTIZED_OPS = frozenset(
     {"DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear", "MatMulInteger", "MatMulNBits", "QLinearMatMul"}
@@ -41,14 +48,13 @@ def quantize_int8(model: Any, *, nodes: Sequence[str] | None = None, embeddings:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     graph = load_graph(model)
-    if nodes is not None and (unknown := sorted(set(nodes) - {node.name for node in graph.graph.node})):
-        raise BackendError(f"quantize_int8: the graph has no node {unknown[0]!r}.")
+    check_nodes(graph, nodes)
     if nodes is not None and not nodes:
         return graph
     wanted = None if nodes is None else list(nodes)
     if wanted is not None and embeddings:
         wanted += [node.name for node in graph.graph.node if node.op_type == "Gather"]
-    with tempfile.TemporaryDirectory() as directory, _quiet():
+    with tempfile.TemporaryDirectory() as directory, quiet():
         target = Path(directory) / "int8.onnx"
         quantize_dynamic(
             graph,
@@ -69,6 +75,9 @@ def projection_products(model: ModelProto, family: str, blocks: Collection[int])
         family: Name of the family's row in `search_spaces.families`.
         blocks: Numbers of blocks: the teacher's in an edited graph, those of the model itself in an exported one.
     """
+    # Bundles carry this file to machines that have no torch, on which families are built.
+    from search_spaces.families import FAMILIES
+
     row = next(row for row in FAMILIES if row.name == family)
     paths = "|".join(re.escape(path) for path in row.projections)
     numbers = "|".join(str(index) for index in blocks)
@@ -81,19 +90,48 @@ def is_quantized(model: Any) -> bool:
     return any(node.op_type in _QUANTIZED_OPS for node in load_graph(model).graph.node)
 
 
-def at_precision(model: Any, precision: str) -> Any:
+def at_precision(model: Any, precision: str, *, form: Form = "operators", calibration: Calibration = ()) -> Any:
     """The graph in a device's precision; one that is already quantised is returned as it is.
+
+    Args:
+        model: An fp32 graph, or one that is quantised already.
+        precision: ``fp32``, ``fp16``, ``int8`` or ``int4``.
+        form: ``operators`` (int8 activations scaled as they come) or ``qdq`` (scaled in advance, symmetrically).
+        calibration: Inputs to find activations' scales by, for int8 in the form ``qdq``.
 
     Raises:
         BackendError: The precision is unknown.
     """
+    from latency_models.backends.quantize_static import quantize_static
+    from latency_models.backends.quantize_weights import quantize_int4
+
     if precision == "fp32":
         return model
-    if precision == "int8":
-        return model if is_quantized(model) else quantize_int8(model)
     if precision == "fp16":
         return to_fp16(model)
-    raise BackendError(f"`precision` must be one of fp32, fp16, int8 for ONNX graphs, but got {precision!r}.")
+    if precision not in ("int8", "int4"):
+        raise BackendError(f"`precision` must be one of fp32, fp16, int8, int4 for ONNX graphs, but got {precision!r}.")
+    if is_quantized(model):
+        return model
+    if precision == "int4":
+        return quantize_int4(model, form=form)
+    return quantize_int8(model) if form == "operators" else quantize_static(model, calibration, symmetric=True)
+
+
+def weight_products(model: ModelProto) -> list[str]:
+    """Names of the products with constants: those that can be quantised without touching attention's own."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [node.name for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in constants]
+
+
+def check_nodes(model: ModelProto, nodes: Sequence[str] | None) -> None:
+    """Refuse names that are not in the graph.
+
+    Raises:
+        BackendError: A node is not in the graph.
+    """
+    if nodes is not None and (unknown := sorted(set(nodes) - {node.name for node in model.graph.node})):
+        raise BackendError(f"quantisation: the graph has no node {unknown[0]!r}.")
 
 
 def to_fp16(model: Any) -> ModelProto:
@@ -101,20 +139,29 @@ def to_fp16(model: Any) -> ModelProto:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     graph = load_graph(model)
-    copy = type(graph)()
-    copy.CopyFrom(graph)
-    with _quiet():
-        converted: ModelProto = convert_float_to_float16(copy, keep_io_types=True)
+    with quiet():
+        converted: ModelProto = convert_float_to_float16(copied(graph), keep_io_types=True)
     return converted
 
 
+def copied(model: ModelProto) -> ModelProto:
+    """A copy, for tools that change what they are given."""
+    copy = type(model)()
+    copy.CopyFrom(model)
+    return copy
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the tool's advice on the root logger: its pre-processing is of no use to graphs from our exporter."""
+def quiet() -> Iterator[None]:
+    """Silence the tools: their advice on the root logger (one sets that up on import), and what they print."""
     logger = logging.getLogger()
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    handlers, disabled = list(logger.handlers), logger.manager.disable
+    # A handler that is there already keeps `basicConfig` from adding one of its own.
+    logger.handlers = [logging.NullHandler()]
+    logging.disable(logging.WARNING)
     try:
-        yield
+        with redirect_stdout(StringIO()):
+            yield
     finally:
-        logger.setLevel(before)
+        logging.disable(disabled)
+        logger.handlers = handlers

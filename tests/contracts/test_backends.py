@@ -21,11 +21,16 @@ DEVICES = {
     "onnxruntime_2_threads": Device("onnxruntime_2_threads", "onnxruntime", threads=2),
     "onnxruntime_basic": Device("onnxruntime_basic", "onnxruntime", options={"graph_optimization": "basic"}),
     "onnxruntime_int8": Device("onnxruntime_int8", "onnxruntime", precision="int8"),
+    "onnxruntime_int8_static": Device("a", "onnxruntime", precision="int8", options={"quantization": "static"}),
+    "onnxruntime_int4": Device("onnxruntime_int4", "onnxruntime", precision="int4"),
     "openvino": Device("openvino", "openvino"),
+    "openvino_bf16": Device("openvino_bf16", "openvino", precision="bf16"),
     "openvino_int8": Device("openvino_int8", "openvino", precision="int8"),
+    "openvino_int8_static": Device("b", "openvino", precision="int8", options={"quantization": "static"}),
+    "openvino_int4": Device("openvino_int4", "openvino", precision="int4"),
 }
 # Relative to the outputs' scale, against torch in fp32.
-TOLERANCES = {"fp32": 1e-4, "bf16": 0.1, "int8": 0.2}
+TOLERANCES = {"fp32": 1e-4, "bf16": 0.1, "int8": 0.2, "int4": 0.6}
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +126,9 @@ class TestBackend:
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="`backend` must be one of onnxruntime, openvino, torch, but got 'mxnet'"):
+    with pytest.raises(
+        ValueError, match="`backend` must be one of onnxruntime, openvino, tensorrt, torch, but got 'mxnet'"
+    ):
         make_backend(Device("x", "mxnet"))
 
 

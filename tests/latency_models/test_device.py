@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 
 from latency_models import device as device_module
 from latency_models import discovery
 from latency_models.backends.base import BACKENDS, BackendError, make_backend
 from latency_models.device import Device, fingerprint_difference, fingerprint_id
 from latency_models.discovery import check_device, find_devices
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_device_survives_json_and_hashes():
@@ -33,7 +37,7 @@ def test_a_devices_options_are_its_own():
         ({"threads": 0}, "`threads` must be a whole number >= 1, but got 0"),
         ({"threads": True}, "`threads` must be a whole number >= 1, but got True"),
         ({"threads": "2"}, "`threads` must be a whole number >= 1, but got '2'"),
-        ({"precision": "fp8"}, "`precision` must be one of fp32, bf16, fp16, int8, but got 'fp8'"),
+        ({"precision": "fp8"}, "`precision` must be one of fp32, bf16, fp16, int8, int4, but got 'fp8'"),
         ({"provider": ""}, "`provider` must be a non-empty text, but got ''"),
         ({"options": 3}, "`options` must be a mapping, but got 3"),
     ],
@@ -71,6 +75,14 @@ def test_devices_of_this_machine_are_found_and_checked():
     for name in ("torch_cpu", "onnxruntime_cpu", "onnxruntime_cpu_int8"):
         assert found[name].problem is None
         assert found[name].check_ms > 0
+
+
+def test_devices_are_found_under_the_names_of_their_files(monkeypatch):
+    monkeypatch.setattr(discovery, "_cuda", lambda: True)
+    monkeypatch.setattr(discovery, "_providers", lambda: ["cuda", "tensorrt", "openvino"])
+    for device in discovery._candidates(1):
+        file = Path("conf/device") / f"{device.name}.yaml"
+        assert Device(**yaml.safe_load((ROOT / file).read_text())) == device
 
 
 def test_a_missing_runtime_says_what_to_install(monkeypatch):

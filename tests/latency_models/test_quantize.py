@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from latency_models.backends.base import BackendError, make_backend
 from latency_models.backends.graph_file import graph_bytes, load_graph
 from latency_models.backends.onnx import export_onnx
-from latency_models.backends.quantize import at_precision, is_quantized, quantize_int8
+from latency_models.backends.quantize import at_precision, is_quantized, quantize_int8, weight_products
+from latency_models.backends.quantize_static import quantize_static
+from latency_models.backends.quantize_weights import quantize_int4
 from latency_models.device import Device
 from tests.latency_models.pruned import POOLED_NAMES, Pooled, example_inputs
 from tests.models import tiny_bert
@@ -56,6 +61,55 @@ def test_a_quantised_graph_is_not_quantised_again(graph):
     assert not is_quantized(graph)
     assert at_precision(quantized, "int8") is quantized
     assert at_precision(graph, "fp32") is graph
+
+
+def arrays(*sizes):
+    return [{name: value.numpy() for name, value in example_inputs(*size).items()} for size in sizes]
+
+
+def test_static_int8_is_calibrated_on_inputs_of_any_shapes(graph):
+    quantized = quantize_static(graph, arrays((2, 7), (1, 5), (4, 9)))
+    operators = [node.op_type for node in quantized.graph.node]
+    assert operators.count("MatMul") == 24
+    # A pair for the activations and one side for the weights of every projection; attention's own products are fp32.
+    assert operators.count("QuantizeLinear") >= 9
+    assert len(weight_products(graph)) == 18
+    assert cosine(graph, quantized) > 0.97
+    assert is_quantized(quantized)
+    with pytest.raises(BackendError, match="at least one calibration input"):
+        quantize_static(graph, [])
+    assert quantize_static(graph, arrays((2, 7)), nodes=[]) is graph
+
+
+def test_symmetric_static_int8_has_no_zero_points_beside_zero(graph):
+    quantized = quantize_static(graph, arrays((2, 7)), symmetric=True)
+    points = [numpy_helper.to_array(t) for t in quantized.graph.initializer if t.name.endswith("zero_point")]
+    assert points
+    assert all(point.dtype == np.int8 and not point.any() for point in points)
+
+
+def test_int4_weights_in_both_forms(graph):
+    operators = quantize_int4(graph)
+    assert sum(node.op_type == "MatMulNBits" for node in operators.graph.node) == 18
+    plain = quantize_int4(graph, form="qdq")
+    assert {node.domain for node in plain.graph.node} == {""}
+    assert sum(node.op_type == "DequantizeLinear" for node in plain.graph.node) == 18
+    assert next(entry.version for entry in plain.opset_import if not entry.domain) == 21
+    for quantized in (operators, plain):
+        assert 0.8 < cosine(graph, quantized) < 0.9999
+        assert quantized.ByteSize() < graph.ByteSize()
+    one = quantize_int4(graph, nodes=weight_products(graph)[:1])
+    assert sum(node.op_type == "MatMulNBits" for node in one.graph.node) == 1
+    assert quantize_int4(graph, nodes=[]) is graph
+    with pytest.raises(BackendError, match="no node 'nothing'"):
+        quantize_int4(graph, nodes=["nothing"])
+
+
+def test_the_tools_leave_logging_as_it_was(graph):
+    logger = logging.getLogger()
+    before = (logger.level, list(logger.handlers), logger.manager.disable)
+    quantize_int4(graph)
+    assert (logger.level, list(logger.handlers), logger.manager.disable) == before
 
 
 def test_fp16_keeps_inputs_and_outputs(graph):
