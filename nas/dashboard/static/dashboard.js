@@ -50,23 +50,33 @@
 
   // -- updates ----------------------------------------------------------------------------------------------------
 
+  const isElement = (node) => node.nodeType === Node.ELEMENT_NODE;
+  const keyOf = (node) => (isElement(node) ? node.dataset.key || node.id : "");
+  const alike = (a, b) => a.nodeName === b.nodeName && keyOf(a) === keyOf(b);
+
+  // The node of `old` from `place` on that stands for `node`, so that it can be kept.
+  const standIn = (node, place, keyed) => {
+    if (keyOf(node)) return keyed.get(keyOf(node)) || null;
+    if (!place || alike(place, node)) return place;
+    if (!isElement(node)) return null;
+    for (let later = place.nextSibling; later; later = later.nextSibling) {
+      if (alike(later, node) && later.className === node.className) return later;
+    }
+    return null;
+  };
+
   // Make `old` like `fresh`, keeping every node that is the same, and with it focus, ticks, scroll and open details.
   const morph = (old, fresh) => {
-    const kept = new Map([...old.children].filter((n) => n.dataset.key).map((n) => [n.dataset.key, n]));
+    const keyed = new Map([...old.children].filter(keyOf).map((node) => [keyOf(node), node]));
     let place = old.firstChild;
     for (const node of [...fresh.childNodes]) {
-      const same = node.nodeType === 1 && node.dataset.key ? kept.get(node.dataset.key) : null;
-      if (same && same !== place) old.insertBefore(same, place);
-      const now = same || place;
-      if (!now) { old.appendChild(node); continue; }
-      if (now.isEqualNode(node)) { place = now.nextSibling; continue; }
-      if (now.nodeType !== node.nodeType || now.nodeName !== node.nodeName || (node.dataset || {}).key !== (now.dataset || {}).key) {
-        old.insertBefore(node, now);
-        if (!now.dataset || !now.dataset.key) { place = now.nextSibling; now.remove(); } else place = now;
-        continue;
+      const now = standIn(node, place, keyed);
+      if (!now) { old.insertBefore(node, place); continue; }
+      if (now !== place) old.insertBefore(now, place);
+      if (!now.isEqualNode(node)) {
+        if (!isElement(now)) now.nodeValue = node.nodeValue;
+        else if (!now.classList.contains("plot")) { attributes(now, node); morph(now, node); }
       }
-      if (now.nodeType !== 1) now.nodeValue = node.nodeValue;
-      else if (!now.classList.contains("plot")) { attributes(now, node); morph(now, node); }
       place = now.nextSibling;
     }
     while (place) { const next = place.nextSibling; place.remove(); place = next; }
