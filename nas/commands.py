@@ -97,11 +97,10 @@ def export(config: DictConfig) -> None:
     name = f"{bench.config['study']}-{config['pick']}"
     directory = Path(config["directory"] or stages.directory / "models" / name)
     steps = int(bench.config["finalists"]["steps"]) if bench.config["distil"] else 0
+    model = bench.finalist(candidate.subnet)
     if steps:
         with bench.progress(f"Distilling {name}", steps) as bar:
-            model = bench.evaluator.distil(candidate.subnet, steps=steps, seed=bench.seed, progress=bar)
-    else:
-        model = bench.supernet.extract(candidate.subnet)
+            bench.evaluator.distil(candidate.subnet, steps=steps, seed=bench.seed, progress=bar, model=model)
     exported = export_candidate(
         model,
         candidate.subnet,

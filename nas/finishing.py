@@ -113,13 +113,12 @@ class Finish:
 
         bench, subnet = self.bench, candidate.subnet
         name = f"{bench.config['study']}-{index + 1}" + ("-distilled" if distilled else "")
+        model = bench.finalist(subnet)
         if distilled:
             steps = int(self.settings["steps"])
             with bench.progress(f"Distilling {name}", steps) as bar:
-                model = bench.evaluator.distil(subnet, steps=steps, seed=bench.seed, progress=bar)
-            graph = None
-        else:
-            model, graph = bench.supernet.extract(subnet), self.device.graph(subnet)
+                bench.evaluator.distil(subnet, steps=steps, seed=bench.seed, progress=bar, model=model)
+        graph = self._graph(model, subnet)
         directory = self.models / name
         export_candidate(
             model,
@@ -135,6 +134,19 @@ class Finish:
         predicted = candidate.predicted.get("latency_ms")
         interval = Interval(*predicted) if predicted else None
         return self._described(name, "front", subnet, directory, interval, model)
+
+    def _graph(self, model: Any, subnet: SubnetConfig) -> Any:
+        """A finalist's graph cut out of the template, or None where it must be exported."""
+        from latency_models.backends.graph_students import student_graph
+        from latency_models.backends.graph_template import GraphTemplateError
+
+        if (template := self.device.compiler.template) is None:
+            return None
+        try:
+            return student_graph(template, self.bench.task.deployable(model), subnet.kept)
+        except GraphTemplateError as error:
+            self.bench.say(f"{error} The model is exported instead, which takes longer.")
+            return None
 
     def _described(
         self, name: str, role: str, subnet: SubnetConfig, directory: Path, predicted: Interval | None, model: Any

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from nas.tasks.task import Task
     from search_spaces.library import Library
     from search_spaces.space import SearchSpace
+    from search_spaces.subnet import SubnetConfig
     from search_spaces.supernet import Supernet
 
 
@@ -174,6 +175,17 @@ class Workbench:
 
         library = self.library
         return Supernet(copy.deepcopy(self.teacher), library, self.space)
+
+    def finalist(self, subnet: SubnetConfig) -> nn.Module:
+        """A subnet as a plain model, refitted as a whole where ``finalists.recalibrate`` says so."""
+        from search_spaces.recalibrate import recalibrate
+
+        model = self.supernet.extract(subnet)
+        if self.config["finalists"]["recalibrate"] and subnet != self.space.largest:
+            batches = self.task.batches("calibration", self.config["calibrate"]["batch_size"])
+            with self.progress("Recalibrating", subnet.depth) as bar:
+                recalibrate(model, self.teacher, subnet.kept, batches, on_block=lambda _: bar.advance())
+        return model
 
     # -- quality ----------------------------------------------------------------------------------------------------
 

@@ -105,9 +105,19 @@ class Evaluator:
         minutes: float | None = None,
         seed: int = 0,
         progress: Progress | None = None,
+        model: nn.Module | None = None,
     ) -> nn.Module:
-        """A private, plain copy of a subnet, distilled on the train split for so many steps or minutes."""
-        model = self.supernet.extract(subnet)
+        """A private, plain copy of a subnet, distilled on the train split for so many steps or minutes.
+
+        Args:
+            subnet: The architecture.
+            steps: Steps to train, or
+            minutes: minutes to train; when both are given, whichever ends first.
+            seed: Of the order of samples.
+            progress: Told of every step.
+            model: The subnet as it was extracted and perhaps refitted; trained in place. Extracted when None.
+        """
+        model = self.supernet.extract(subnet) if model is None else model
         distil(
             model,
             self.task,
