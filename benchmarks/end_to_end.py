@@ -231,7 +231,7 @@ def workbench(data: Path, root: Path, study: str, *overrides: str) -> SearchBenc
     from nas.measuring import DeviceBench
 
     options = ["experiment=quickstart", f"root={root}", f"study={study}", "device=onnxruntime_cpu_int8"]
-    options += [f"model.path={data / 'minilm'}", f"task.data.path={data / 'movie.csv'}", "task.data.train=8000"]
+    options += [f"model.path={data / 'minilm'}", f"task.data.path={data / 'movie.csv'}"]
     options += ["objectives.constraints.latency_ms=0.95x", "objectives.constraints.quality='>= 0.6'"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="search"):
         bench = Workbench(plain(compose("search", overrides=[*options, *overrides])))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from search_spaces.families import blocks_of, family_of
-from search_spaces.supernet import place_blocks
+from search_spaces.supernet import keep_blocks
 
 Batch = Mapping[str, Tensor]
 
@@ -67,7 +67,7 @@ def dropped_layers(teacher: nn.Module, keep: int) -> tuple[nn.Module, list[int]]
     model = copy.deepcopy(teacher)
     blocks = list(blocks_of(model))
     kept = sorted({round(i * (len(blocks) - 1) / max(keep - 1, 1)) for i in range(keep)})
-    place_blocks(model, [blocks[index] for index in kept])
+    keep_blocks(model, blocks, kept, None)
     return model.eval(), kept
 
 

@@ -35,7 +35,7 @@ def main() -> int:
     quick = ["search.num_trials=12", "study=quickstart-quick", "finalists.steps=10"] if options.quick else []
     paths = [f"model.path={data / 'minilm'}", f"task.data.path={data / 'movie.csv'}"]
     started = time.perf_counter()
-    if code := run(["search", "experiment=quickstart", f"root={options.root}", *paths, *quick]):
+    if code := run(["search", "experiment=quickstart", "profile.held_out=30", f"root={options.root}", *paths, *quick]):
         return code
     seconds = time.perf_counter() - started
     study = "quickstart-quick" if options.quick else "quickstart"
@@ -51,15 +51,17 @@ def figures(directory: Path, seconds: float) -> list[Result]:
 
     report = Report.load(directory / "report.json")
     base = {**common.machine(threads=int(report.device.get("threads", "1"))), "study": report.study}
-    rows = [Result("whole run", seconds, "s", context=base)]
+    # Figures of a whole run come from a folder in which nothing had been done before.
+    base["continued"] = any(stage.reused for stage in report.stages)
+    rows = [Result("whole run", seconds, "s", 1, context=base)]
     rows += [
-        Result(f"stage: {stage.name}", stage.seconds, "s", context={**base, "reused": stage.reused})
+        Result(f"stage: {stage.name}", stage.seconds, "s", 1, context={**base, "reused": stage.reused})
         for stage in report.stages
     ]
     for model in report.models:
         context = {**base, "model": model.name, "precision": model.precision}
         for name, value in model.metrics.items():
-            rows.append(Result(name, value, n=1000, context=context))
+            rows.append(Result(name, value, "", 1000, context=context))
         if model.measured:
             rows.append(Result("latency", model.measured.p50_ms, "ms", model.measured.n, context=context))
         for name, speedup in (("fp32", model.speedup_fp32), ("int8", model.speedup_int8)):
@@ -68,10 +70,18 @@ def figures(directory: Path, seconds: float) -> list[Result]:
                 rows.append(Result(f"speed-up over the {name} teacher", *values, context=context))
     for score in report.scorecard:
         for name, value in score.scores.items():
-            rows.append(Result(f"predictor {name}", value, n=score.n, context={**base, "model": score.predictor}))
+            rows.append(Result(f"predictor {name}", value, "", score.n, context={**base, "model": score.predictor}))
     search = [stage.seconds for stage in report.stages if stage.name == "search" and not stage.reused]
     if search and report.explored:
-        rows.append(Result("evaluations per minute", 60 * len(report.explored) / search[0], "1/min", context=base))
+        rows.append(
+            Result(
+                "evaluations per minute",
+                60 * len(report.explored) / search[0],
+                "1/min",
+                len(report.explored),
+                context=base,
+            )
+        )
     return rows
 
 

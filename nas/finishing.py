@@ -79,7 +79,7 @@ class Finish:
         return self._report(found, rows)
 
     def _distilled(self, chosen: Sequence[Candidate]) -> set[int]:
-        """Numbers of the members that are distilled: the fastest ones, which gain the most."""
+        """Numbers of the members that are distilled: the fastest ones but the very fastest where there are more."""
         count = int(self.settings["distil"]) if int(self.settings["steps"]) else 0
         if not count:
             return set()
@@ -89,7 +89,8 @@ class Finish:
             self.bench.progress("Teacher outputs", len(samples.order("train", teacher.batch_size))) as bar,
         ):
             teacher.prepare(["train"], bar)
-        return {candidate.number for candidate in chosen[:count]}
+        first = min(1, max(len(chosen) - count, 0))
+        return {candidate.number for candidate in chosen[first : first + count]}
 
     # -- models -----------------------------------------------------------------------------------------------------
 

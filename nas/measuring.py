@@ -206,6 +206,7 @@ class DeviceBench:
         from nas.judging import judged_and_fitted
 
         confidence = float(self.bench.config["objectives"]["confidence"])
+        _ = self.profile  # A stage of its own, with the time that it takes.
         with self.bench.stage(f"fit {quantity}"):
             return judged_and_fitted(
                 self.profile, self.judges, lambda: self._make(quantity), quantity=quantity, confidence=confidence
