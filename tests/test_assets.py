@@ -12,7 +12,8 @@ from types import ModuleType
 import pandas as pd
 import pytest
 
-from nas.tasks.data import SPLITS, TextData
+from nas.tasks.data import TextData
+from nas.tasks.splits import SPLITS
 from nas.tasks.text import SentenceEmbedding, TextClassification
 
 ROOT = Path(__file__).parent.parent
