@@ -1,10 +1,12 @@
 """Saving an extracted subnet and loading it again, without running any code from the folder.
 
-`from_pretrained` cannot rebuild blocks of different widths, so `subnet.json` beside the weights says what stands where.
+`subnet.json` beside the weights says what stands where. For those who load the folder with plain `transformers`, it
+holds what `search_spaces.stock` writes.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Mapping
@@ -15,16 +17,15 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_model
-from torch import nn
-from transformers.pytorch_utils import Conv1D
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from search_spaces.canonical import canonical
-from search_spaces.elastic import LinearWeights
-from search_spaces.families import ModelFamily, ModelShape, blocks_of, family_of, projection_weights
-from search_spaces.layout import layouts
-from search_spaces.subnet import BlockConfig, SubnetConfig
-from search_spaces.supernet import keep_blocks, set_head_counts
+from search_spaces.families import FAMILIES, ModelShape, family_of
+from search_spaces.modeling_subnet import shrink, whole
+from search_spaces.stock import stock_config, write_modeling
+from search_spaces.subnet import SubnetConfig
+from search_spaces.surgery import subnet_changes
 
 SUBNET_FILE = "subnet.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -58,9 +59,17 @@ def save_subnet(
     aside = directory.with_name(directory.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(aside)
-    save_model(model, str(aside / WEIGHTS_FILE), metadata={"format": "pt"})
+    family, subnet = family_of(model), canonical(shape, subnet)
+    config = stock_config(model, family, shape, subnet)
+    if config is None:
+        config = copy.deepcopy(model.config)
+        changes = subnet_changes(family, shape, subnet, getattr(config, "layer_types", None))
+        write_modeling(aside, config, type(model).__name__, changes)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(aside)
+    if model.can_generate():
+        model.generation_config.save_pretrained(aside)
+    save_file(_tensors(model), aside / WEIGHTS_FILE, metadata={"format": "pt"})
     if tokenizer is not None:
         tokenizer.save_pretrained(aside)
     description = {
@@ -68,12 +77,23 @@ def save_subnet(
         "version": VERSION,
         "architecture": type(model).__name__,
         "shape": asdict(shape),
-        "subnet": canonical(shape, subnet).to_dict(),
+        "subnet": subnet.to_dict(),
         "metadata": dict(metadata or {}),
     }
     (aside / SUBNET_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shutil.rmtree(directory, ignore_errors=True)
     aside.rename(directory)
+
+
+def _tensors(model: Any) -> dict[str, Tensor]:
+    """The model's tensors, tied ones once, under the name by which `transformers` looks for them."""
+    state: dict[str, Tensor] = model.state_dict()
+    sources = {name: state.get(source) for name, source in model.all_tied_weights_keys.items()}
+    return {
+        name: tensor.contiguous()
+        for name, tensor in state.items()
+        if (source := sources.get(name)) is None or source.data_ptr() != tensor.data_ptr()
+    }
 
 
 def load_subnet(directory: Path) -> Any:
@@ -89,9 +109,6 @@ def load_subnet(directory: Path) -> Any:
     except ValueError as error:
         raise ValueError(f"{directory / SUBNET_FILE}: {error}") from error
     model = _empty_model(directory, description["architecture"], shape, subnet)
-    family = family_of(model)
-    for block, index in zip(blocks_of(model), subnet.kept, strict=True):
-        _reshape(block, family, shape, subnet.blocks[index])
     _load_weights(model, directory / WEIGHTS_FILE)
     return model.eval()
 
@@ -130,7 +147,7 @@ def _shape(data: Any, directory: Path) -> ModelShape:
 
 
 def _empty_model(directory: Path, architecture: Any, shape: ModelShape, subnet: SubnetConfig) -> Any:
-    """A model of the stock class with the blocks that are left, of full size, and weights still to come."""
+    """A model of the stock class with the subnet's sizes and weights still to come."""
     cls = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         rule = "`architecture` must be a model class of transformers"
@@ -142,41 +159,24 @@ def _empty_model(directory: Path, architecture: Any, shape: ModelShape, subnet: 
     if config.num_hidden_layers != subnet.depth:
         blocks = f"config.json has {config.num_hidden_layers} blocks"
         raise ValueError(f"{directory}: {blocks}, but {SUBNET_FILE} leaves {subnet.depth}.")
-    # Some families treat a block by its place in the full model (ModernBERT's first has no norm before attention), so
+    family = next((row for row in FAMILIES if config.model_type in row.model_types), None)
+    if family is None or family.name != shape.family:
+        raise ValueError(f"{directory}: config.json must be of the family {shape.family}, but is {config.model_type}.")
+    changes = subnet_changes(family, shape, subnet, getattr(config, "layer_types", None))
+    # Some families treat a block by its place in the whole model (ModernBERT's first has no norm before attention), so
     # all blocks are made and some are left out.
-    types = getattr(config, "layer_types", None)
-    if types is not None:
-        kept = iter(types)
-        types = [next(kept) if index in subnet.kept else "full_attention" for index in range(shape.num_blocks)]
-    full = {"num_hidden_layers": shape.num_blocks} | ({"layer_types": types} if types is not None else {})
-    model = cls(type(config).from_dict({**config.to_dict(), **full}))
-    keep_blocks(model, list(blocks_of(model)), subnet.kept, types)
+    model = cls(whole(config, changes))
+    shrink(model, changes)
     return model
 
 
-def _reshape(block: nn.Module, family: ModelFamily, shape: ModelShape, config: BlockConfig) -> None:
-    """Give every projection of a full block the sizes of its variant; the weights are loaded afterwards."""
-    for path, layout in layouts(family, shape, config).items():
-        weight, bias = projection_weights(block, path)
-        bias = None if bias is None else torch.empty(layout.outputs)
-        inputs, outputs, rank = layout.inputs, layout.outputs, layout.rank
-        if weight.shape == (outputs, inputs) and not rank:
-            continue
-        if rank:
-            weights = LinearWeights(torch.empty(outputs, rank), bias, torch.empty(rank, inputs))
-        else:
-            weights = LinearWeights(torch.empty(outputs, inputs), bias)
-        block.set_submodule(path, weights.module(transposed=isinstance(block.get_submodule(path), Conv1D)))
-    set_head_counts(block, family, config, shape)
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
+def _load_weights(model: Any, path: Path) -> None:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({error}).") from error
     if getattr(model, "pooler", None) is not None and not any(name.startswith("pooler.") for name in tensors):
-        model.pooler = None  # type: ignore[assignment]
+        model.pooler = None
     expected = model.state_dict()
     for name, tensor in tensors.items():
         if name not in expected:

@@ -24,6 +24,16 @@ class LinearWeights:
     bias: Tensor | None
     down: Tensor | None = None
 
+    @property
+    def in_features(self) -> int:
+        """Width of the input."""
+        return (self.weight if self.down is None else self.down).shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Width of the output."""
+        return self.weight.shape[0]
+
     def module(self, *, transposed: bool = False) -> nn.Module:
         """A plain module with its own copy of the tensors: one ``nn.Linear``, or two in an ``nn.Sequential``.
 

@@ -37,6 +37,7 @@ class ModelFamily:
         post_norm: Whether norms follow the residual sums (BERT) or precede the sublayers (GPT, Llama, ViT).
         causal: Whether tokens see only the tokens before them.
         layer_index: Paths, in a block, of modules whose ``layer_idx`` names the block's place in the KV cache.
+        config_ffn: The configuration's name for the FFN's width.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ModelFamily:
     post_norm: bool
     causal: bool
     layer_index: tuple[str, ...] = ()
+    config_ffn: str = "intermediate_size"
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -129,6 +131,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         ffn_norm="output_layer_norm",
         post_norm=True,
         causal=False,
+        config_ffn="hidden_dim",
     ),
     ModelFamily(
         name="modernbert",
@@ -145,6 +148,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         ffn_norm="mlp_norm",
         post_norm=False,
         causal=False,
+        layer_index=("", "attn"),
     ),
     ModelFamily(
         name="gpt2",
@@ -162,6 +166,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         post_norm=False,
         causal=True,
         layer_index=("attn",),
+        config_ffn="n_inner",
     ),
     _LLAMA,
     # Its norms of queries and keys are as wide as one head, so they serve any number of heads.

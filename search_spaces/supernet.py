@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,19 +11,12 @@ from transformers.pytorch_utils import Conv1D
 
 from search_spaces.canonical import canonical
 from search_spaces.elastic import ElasticLinear, LinearWeights
-from search_spaces.families import (
-    ModelFamily,
-    ModelShape,
-    base_model,
-    blocks_of,
-    blocks_path,
-    family_of,
-    projection_weights,
-)
+from search_spaces.families import ModelFamily, ModelShape, blocks_of, blocks_path, family_of, projection_weights
 from search_spaces.layout import ProjectionLayout, layouts, prefixes
 from search_spaces.library import Library
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import BlockConfig, SubnetConfig
+from search_spaces.surgery import keep_blocks, set_remembered
 
 
 class Supernet(nn.Module):
@@ -94,7 +87,7 @@ class Supernet(nn.Module):
         for index, weights in zip(subnet.kept, variants, strict=True):
             for path, leaf in self._leaves[index].items():
                 leaf.activate(weights[path])
-            set_head_counts(self._blocks[index], self.family, subnet.blocks[index], self.shape)
+            set_remembered(self._blocks[index], self.family, self.shape, subnet.blocks[index])
         keep_blocks(self.model, self._blocks, subnet.kept, self._layer_types)
         self.active = subnet
 
@@ -166,44 +159,3 @@ class Supernet(nn.Module):
             raise ValueError(
                 f"supernet: the calibration library has no {name!r}; was it made for another space? Calibrate anew."
             ) from None
-
-
-def keep_blocks(
-    model: nn.Module, blocks: Sequence[nn.Module], kept: Sequence[int], layer_types: Sequence[str] | None
-) -> None:
-    """Leave a model some of its blocks, numbered from 0, or KV caches break where one is skipped.
-
-    Args:
-        model: A `transformers` model.
-        blocks: All the blocks of the full model.
-        kept: Which of them are left.
-        layer_types: The full model's ``config.layer_types`` (which blocks attend to a window only), where it has them.
-    """
-    family, base = family_of(model), base_model(model)
-    base.set_submodule(family.blocks, nn.ModuleList([blocks[index] for index in kept]))
-    for position, index in enumerate(kept):
-        for path in family.layer_index:
-            module: Any = blocks[index].get_submodule(path)
-            module.layer_idx = position
-    config: Any = model.config
-    config.num_hidden_layers = len(kept)
-    if layer_types is not None:
-        config.layer_types = [layer_types[index] for index in kept]
-
-
-def set_head_counts(block: nn.Module, family: ModelFamily, config: BlockConfig, shape: ModelShape) -> None:
-    """Keep the counts that an attention module remembers in step with its projections."""
-    attention: Any = block.get_submodule(family.attention)
-    width = config.heads * shape.head_dim
-    counts = {
-        "num_attention_heads": config.heads,
-        "num_heads": config.heads,
-        "n_heads": config.heads,
-        "all_head_size": width,
-        "split_size": width,
-        "num_key_value_heads": config.kv_heads,
-        "num_key_value_groups": config.heads // max(config.kv_heads, 1),
-    }
-    for name, value in counts.items():
-        if hasattr(attention, name):
-            setattr(attention, name, value)

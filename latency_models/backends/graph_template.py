@@ -22,8 +22,17 @@ from latency_models.backends.graph_places import (
     transformers_model,
     values_of,
 )
+from latency_models.backends.graph_sizes import (
+    SizePlace,
+    find_sizes,
+    full_sizes,
+    may_have_sizes,
+    resize,
+    sizes_of_weights,
+    twin,
+)
 from latency_models.backends.onnx import DEFAULT_OPSET, clean, export_ir
-from search_spaces.families import blocks_of
+from search_spaces.families import ModelShape, blocks_of, blocks_path
 
 __all__ = ["GraphTemplate", "GraphTemplateError"]
 
@@ -43,11 +52,17 @@ class GraphTemplate:
         model: The exported graph.
         linears: Where each projection lies, by the module's path in the teacher.
         boundaries: Names of the values that enter block 0, 1, ... and that leave the last block.
+        shape: The teacher's sizes.
+        root: Path of the list of blocks in the teacher.
+        sizes: Constants that follow from a block's sizes.
     """
 
     model: ir.Model = field(repr=False)
     linears: Mapping[str, LinearPlace] = field(repr=False)
     boundaries: tuple[str, ...]
+    shape: ModelShape
+    root: str
+    sizes: tuple[SizePlace, ...]
 
     @classmethod
     def from_model(
@@ -81,13 +96,20 @@ class GraphTemplate:
         del program.graph.outputs[len(output_names) :]
         paths = projection_paths(inner)
         linears = find_linears(program, {f"model.{prefix}{path}": path for path in paths})
-        clean(program)
         _remove_unused(program)
+        shape, root = ModelShape.from_model(inner), blocks_path(inner)
+        sizes: tuple[SizePlace, ...] = ()
+        if may_have_sizes(program, shape, f"model.{prefix}{root}"):
+            other, other_sizes = twin(model, inner, shape)
+            names = [*output_names, *marks[: 1 + min(2, count)]]
+            reflection = export_ir(marked(other, transformers_model(other)[1]), inputs, names, axes=axes, opset=opset)
+            sizes = find_sizes(program, reflection, shape, f"model.{prefix}{root}", other_sizes)
+        clean(program)
         _forget_shapes(program)
         _own_tensors(program)
         if missing := [name for name in boundaries if name not in values]:
             raise GraphTemplateError(f"graph template: block boundary {missing[0]!r} is not in the graph.")
-        return cls(program, linears, boundaries)
+        return cls(program, linears, boundaries, shape, root, sizes)
 
     def edit(
         self,
@@ -122,6 +144,7 @@ class GraphTemplate:
         ends = [(str(end.name), end.type, end.shape) for end in model.graph.outputs]
         for path, weights in linear_weights.items():
             _replace_linear(model, values, path, self.linears[path], weights)
+        resize(values, self.sizes, full_sizes(self.shape), sizes_of_weights(linear_weights, self.shape, self.root))
         # From the last: a value that leaves a skipped block may itself enter one.
         for index in sorted(skipped_blocks, reverse=True):
             _redirect(model, values[self.boundaries[index + 1]], values[self.boundaries[index]])

@@ -11,6 +11,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from latency_models.backends.base import BackendError
 
 if TYPE_CHECKING:
@@ -101,6 +103,7 @@ def export_ir(
         for module in training:
             module.training = True
     assert program is not None
+    linear_gemms(program.model)
     name_linear_nodes(program.model)
     return program.model
 
@@ -189,6 +192,55 @@ def name_linear_nodes(model: ir.Model) -> None:
             name = f"{scope}/{node.op_type}"
             seen[name] = seen.get(name, 0) + 1
             node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+
+
+def linear_gemms(model: ir.Model) -> None:
+    """Make the products of all tokens that stand as ``Reshape, Gemm, Reshape`` (GPT-2's) a ``MatMul`` and an ``Add``.
+
+    That is how every other family's stand, and what runtimes quantise and fuse. A ``Gemm`` of one token per sequence,
+    as in a pooler, stays.
+    """
+    import onnx_ir as ir
+
+    for node in list(model.graph):
+        found = _reshaped_gemm(node)
+        if found is None:
+            continue
+        flatten, unflatten = found
+        source, result = flatten.inputs[0], unflatten.outputs[0]
+        assert source is not None
+        nodes = []
+        if len(source.shape or ()) != 3:  # The heads' outputs side by side: batch and tokens stay as they are.
+            name = f"{result.name}/shape"
+            shape = ir.val(name, const_value=ir.tensor(np.array([0, 0, -1], dtype=np.int64), name=name))
+            model.graph.register_initializer(shape)
+            nodes.append(ir.node("Reshape", [source, shape]))
+            source = nodes[-1].outputs[0]
+        nodes.append(ir.node("MatMul", [source, node.inputs[1]]))
+        nodes.append(ir.node("Add", [nodes[-1].outputs[0], node.inputs[2]]))
+        for number, made in enumerate(nodes):
+            made.metadata_props.update(node.metadata_props)
+            made.outputs[0].name, made.outputs[0].type = f"{result.name}/{number}", result.type
+        model.graph.insert_after(unflatten, nodes)
+        result.replace_all_uses_with(nodes[-1].outputs[0])
+        nodes[-1].outputs[0].shape = result.shape
+        model.graph.remove([unflatten, node], safe=True)
+        if not flatten.outputs[0].uses():
+            model.graph.remove(flatten, safe=True)
+
+
+def _reshaped_gemm(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
+    """The reshapes around a ``Gemm`` that is a projection of three-dimensional hidden states."""
+    if node.op_type != "Gemm" or len(node.inputs) < 3 or any(value is None for value in node.inputs):
+        return None
+    changes = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+    if any(name in node.attributes and node.attributes[name].value != default for name, default in changes.items()):
+        return None
+    flatten, uses = node.inputs[0].producer(), list(node.outputs[0].uses())  # type: ignore[union-attr]
+    if flatten is None or flatten.op_type != "Reshape" or len(uses) != 1 or uses[0].node.op_type != "Reshape":
+        return None
+    unflatten = uses[0].node
+    return (flatten, unflatten) if len(unflatten.outputs[0].shape or ()) == 3 else None
 
 
 def clean(model: ir.Model) -> None:

@@ -1,0 +1,93 @@
+"""What a subnet changes in a plain model of its teacher's class: blocks left out, projections of other sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from search_spaces import modeling_subnet
+from search_spaces.families import ModelFamily, ModelShape, family_of
+from search_spaces.layout import layouts
+from search_spaces.subnet import BlockConfig, SubnetConfig
+
+
+def subnet_changes(
+    family: ModelFamily, shape: ModelShape, subnet: SubnetConfig, layer_types: Sequence[str] | None
+) -> dict[str, Any]:
+    """What `modeling_subnet.shrink` is to do to a whole model, as plain data.
+
+    Args:
+        family: The teacher's row.
+        shape: The teacher's sizes.
+        subnet: A canonical subnet.
+        layer_types: Types of the blocks that are left, where the family has them.
+    """
+    if layer_types is not None:
+        # What the types of left-out blocks were makes no difference.
+        types = dict(zip(subnet.kept, layer_types, strict=True))
+        layer_types = [types.get(index, layer_types[0]) for index in range(shape.num_blocks)]
+    return {
+        "blocks": family.blocks,
+        "num_blocks": shape.num_blocks,
+        "layer_types": layer_types,
+        "kept": list(subnet.kept),
+        "cached": list(family.layer_index),
+        "changes": [block_changes(family, shape, subnet.blocks[index]) for index in subnet.kept],
+    }
+
+
+def block_changes(family: ModelFamily, shape: ModelShape, block: BlockConfig) -> dict[str, Any]:
+    """What one block's sizes change in a whole block, as plain data."""
+    full = BlockConfig(heads=shape.heads, kv_heads=shape.kv_heads, ffn=shape.ffn)
+    before, after = layouts(family, shape, full), layouts(family, shape, block)
+    linears = {
+        path: {"inputs": new.inputs, "outputs": new.outputs, "rank": new.rank}
+        for path, new in after.items()
+        if (new.inputs, new.outputs, new.rank) != (before[path].inputs, before[path].outputs, 0)
+    }
+    return {"linears": linears, "attributes": remembered(family, shape, block)}
+
+
+def remembered(family: ModelFamily, shape: ModelShape, block: BlockConfig) -> dict[str, dict[str, int]]:
+    """The sizes that modules of one class or another remember: path in the block -> attribute -> value."""
+    counts = {
+        "num_attention_heads": block.heads,
+        "num_heads": block.heads,
+        "n_heads": block.heads,
+        "all_head_size": block.heads * shape.head_dim,
+        "split_size": block.heads * shape.head_dim,
+        "num_key_value_heads": block.kv_heads,
+        "num_key_value_groups": block.heads // max(block.kv_heads, 1),
+    }
+    return {family.attention: counts, family.ffn_out.rpartition(".")[0]: {"intermediate_size": block.ffn}}
+
+
+def set_remembered(block: nn.Module, family: ModelFamily, shape: ModelShape, config: BlockConfig) -> None:
+    """Keep the sizes that a block's modules remember in step with its projections."""
+    for path, values in remembered(family, shape, config).items():
+        modeling_subnet.set_existing(block.get_submodule(path), values)
+
+
+def keep_blocks(
+    model: nn.Module, blocks: Sequence[nn.Module], kept: Sequence[int], layer_types: Sequence[str] | None
+) -> None:
+    """Leave a model some of its blocks.
+
+    Args:
+        model: A `transformers` model.
+        blocks: All the blocks of the full model.
+        kept: Which of them are left.
+        layer_types: The full model's ``config.layer_types``, where it has them.
+    """
+    family = family_of(model)
+    types = None if layer_types is None else [layer_types[index] for index in kept]
+    modeling_subnet.keep_blocks(model, family.blocks, [blocks[index] for index in kept], family.layer_index, types)
+
+
+def reshape_block(block: nn.Module, family: ModelFamily, shape: ModelShape, config: BlockConfig) -> None:
+    """Give every projection of a full block the sizes of a variant; what its new weights hold is undefined."""
+    for path, sizes in block_changes(family, shape, config)["linears"].items():
+        block.set_submodule(path, modeling_subnet.resized(block.get_submodule(path), **sizes))
+    set_remembered(block, family, shape, config)
