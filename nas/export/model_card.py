@@ -13,9 +13,19 @@ from nas.reports.tables import describe, escape_markdown, format_number, markdow
 from search_spaces.subnet import SubnetConfig
 
 CARD_FILE = "README.md"
+_SEQUENCE = "AutoModelForSequenceClassification"
+# The class of transformers that loads a task's models; the bare model where the task's kind is not here.
+AUTO_CLASSES = {
+    "text_classification": _SEQUENCE,
+    "multi_label_classification": _SEQUENCE,
+    "text_regression": _SEQUENCE,
+    "token_classification": "AutoModelForTokenClassification",
+    "image_classification": "AutoModelForImageClassification",
+    "causal_lm": "AutoModelForCausalLM",
+}
 _LIMITS = """\
-`load_subnet` comes with hwnas and runs no code from this folder. `from_pretrained` cannot load it, because its blocks
-differ in width.
+Where blocks differ in width, `trust_remote_code=True` runs `modeling_subnet.py` of this folder, which makes them so. Who
+would rather run no code from a folder loads it with hwnas: `search_spaces.checkpoint.load_subnet(Path("."))`.
 
 ## Limits
 
@@ -88,12 +98,17 @@ feeds = {{i.name: numpy.array(inputs[i.name]) for i in session.get_inputs()}}
 """
 
 
-def transformers_snippet(directory: str) -> str:
-    """Python lines that load the folder as a plain `transformers` model."""
+def transformers_snippet(directory: str, kind: str) -> str:
+    """Python lines that load the folder as a plain `transformers` model, without hwnas.
+
+    Args:
+        directory: The folder as it shall stand in the lines.
+        kind: The task's kind.
+    """
+    auto = AUTO_CLASSES.get(kind, "AutoModel")
     return f"""\
-from pathlib import Path
-from search_spaces.checkpoint import load_subnet
-model = load_subnet(Path({directory!r}))
+from transformers import {auto}
+model = {auto}.from_pretrained({directory!r}, trust_remote_code=True)
 """
 
 
@@ -112,7 +127,7 @@ def render_card(card: Card, metrics: Mapping[str, Any]) -> str:
     if card.graphs:
         snippet = load_snippet(".", card.graphs[-1], card.output, card.max_length)
         parts.append(f"## Run it with onnxruntime\n\nInside this folder:\n\n```python\n{snippet}```\n")
-    parts.append(f"## Load it with transformers\n\n```python\n{transformers_snippet('.')}```\n")
+    parts.append(f"## Load it with transformers\n\n```python\n{transformers_snippet('.', card.kind)}```\n")
     parts.append(_LIMITS)
     return "\n".join(parts)
 

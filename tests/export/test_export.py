@@ -81,7 +81,7 @@ def test_the_card_tells_what_was_measured_and_how_to_run(exported: Exported) -> 
     assert "| p50\\_ms | 1.50 | - |" in text
     assert "block 0:" in text
     assert load_snippet(".", "model_int8.onnx", "sentence_embedding", 16) in text
-    assert transformers_snippet(".") in text
+    assert transformers_snippet(".", "sentence_embedding") in text
     assert str(exported.result.directory) not in text  # The folder can be moved.
 
 
