@@ -78,7 +78,14 @@ class Guide:
             points = np.concatenate([points, self._predict(seen.running_rows, seen.running_losses)[0]])
         self._points = points
 
-    def best(self, rows: Floats, losses: Floats, generator: np.random.Generator, count: int = 1) -> NDArray[np.intp]:
+    def best(
+        self,
+        rows: Floats,
+        losses: Floats,
+        generator: np.random.Generator,
+        count: int = 1,
+        among: NDArray[np.intp] | None = None,
+    ) -> NDArray[np.intp]:
         """Indices of the candidates with the largest expected gain, best first.
 
         Args:
@@ -86,9 +93,12 @@ class Guide:
             losses: ``(candidates, goals)``; only known goals are read.
             generator: Draws the weights where there are three or more goals.
             count: How many.
+            among: Indices of those to choose from; None for all.
         """
         weights = generator.dirichlet(np.ones(losses.shape[1]))
-        kept = self._promising(rows, losses, weights, count) if len(rows) > 2 * _SHORTLIST else np.arange(len(rows))
+        kept = np.arange(len(rows)) if among is None else among
+        if len(kept) > 2 * _SHORTLIST:
+            kept = self._promising(rows, losses, weights, kept, count)
         scores = self.score(rows[kept], losses[kept], weights)
         order: NDArray[np.intp] = kept[np.argsort(-scores, kind="stable")[:count]]
         return order
@@ -106,12 +116,14 @@ class Guide:
             gain = gain * chance_below(*model.predict(rows), 0.0)
         return gain
 
-    def _promising(self, rows: Floats, losses: Floats, weights: Floats, count: int) -> NDArray[np.intp]:
+    def _promising(
+        self, rows: Floats, losses: Floats, weights: Floats, among: NDArray[np.intp], count: int
+    ) -> NDArray[np.intp]:
         """Of very many candidates, those that are worth the work of finding out how uncertain they are."""
         means = self._expect(rows, losses)
-        hopeful = np.flatnonzero(~beaten(means - 3 * self._typical, self._points))
+        hopeful = among[~beaten(means[among] - 3 * self._typical, self._points)]
         if len(hopeful) < count:
-            hopeful = np.arange(len(rows))
+            hopeful = among
         if len(hopeful) <= max(_SHORTLIST, count):
             return hopeful
         means = means[hopeful]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.samplers import BaseSampler
 
 from nas.engine.costs import SubnetCosts
@@ -122,21 +123,21 @@ class GuidedSampler(BaseSampler):
             parents = world.levels[seen.able] if guided else world.levels[:0]
             losses = seen.losses[seen.able] if guided else seen.losses[:0]
             pool = world.fresh(self._bred(world, parents, losses, generator))
-            if not len(pool):
+            if not len(pool.left):
                 pool = world.fresh(world.random(4000, generator))
-        if not len(pool):  # Everything is known or infeasible; the objective will say so at once.
+        if not len(pool.left):  # Everything is known or infeasible; the objective will say so at once.
             anything: Levels = world.random(1, generator)[0]
             return anything
         if not guided:
-            first: Levels = pool.levels[farthest(*world.spread(pool, seen))]
+            first: Levels = pool.levels[pool.left[farthest(*world.spread(pool, seen))]]
             return first
         world.guide.observe(seen)
-        best = pool.take(world.guide.best(pool.rows, pool.losses, generator, count=10))
+        best = world.guide.best(pool.rows, pool.losses, generator, 10, pool.left)
         if not pool.complete:
-            refined = world.fresh(offspring(best.levels, world.counts, self.candidates // 4, generator))
-            best = best.joined(refined)
-            best = best.take(world.guide.best(best.rows, best.losses, generator))
-        chosen: Levels = best.levels[0]
+            pool = pool.take(best)
+            pool = pool.joined(world.fresh(offspring(pool.levels, world.counts, self.candidates // 4, generator)))
+            best = world.guide.best(pool.rows, pool.losses, generator)
+        chosen: Levels = pool.levels[best[0]]
         return chosen
 
     def _bred(self, world: _World, parents: Levels, losses: Floats, generator: np.random.Generator) -> Levels:
@@ -150,24 +151,23 @@ class GuidedSampler(BaseSampler):
 
 @dataclass(frozen=True)
 class _Pool:
-    """Candidates that are unseen and feasible: their levels, mapped features, and losses as far as known."""
+    """Feasible candidates: levels, mapped features, losses as far as known, and which of them are unseen."""
 
     levels: Levels
     rows: Floats
     losses: Floats
+    left: NDArray[np.intp]
     complete: bool = False
 
-    def __len__(self) -> int:
-        return len(self.levels)
-
-    def take(self, at: Any) -> _Pool:
-        return replace(self, levels=self.levels[at], rows=self.rows[at], losses=self.losses[at])
+    def take(self, at: NDArray[np.intp]) -> _Pool:
+        return _Pool(self.levels[at], self.rows[at], self.losses[at], np.arange(len(at)))
 
     def joined(self, other: _Pool) -> _Pool:
         return _Pool(
             levels=np.concatenate([self.levels, other.levels]),
             rows=np.concatenate([self.rows, other.rows]),
             losses=np.concatenate([self.losses, other.losses]),
+            left=np.arange(len(self.levels) + len(other.levels)),
         )
 
 
@@ -195,7 +195,7 @@ class _World:
         self._candidates: dict[int, _Candidate] = {}
         self._outcomes: dict[int, tuple[int, Outcome]] = {}  # With the steps of distillation.
         self._running: list[int] = []
-        self._every: tuple[list[bytes], _Pool] | None = None
+        self._every: tuple[dict[bytes, int], _Pool] | None = None
         self.levels: Levels = np.zeros((0, len(self.counts)), dtype=np.int64)
 
     def read(self, trials: Sequence[FrozenTrial], besides: int) -> None:
@@ -258,24 +258,25 @@ class _World:
             if able and key not in seen:
                 seen.add(key)
                 kept.append(position)
-        return _Pool(levels[kept], self._map(found.features[kept]), found.losses[kept])
+        return _Pool(levels[kept], self._map(found.features[kept]), found.losses[kept], np.arange(len(kept)))
 
     def pool(self) -> _Pool | None:
-        """All unseen and feasible candidates, where the landscape lists all there are."""
+        """All feasible candidates, where the landscape lists all there are."""
         if self.landscape.pool is None:
             return None
         if self._every is None:
             found = self.landscape.describe(self.landscape.pool)
             at = np.flatnonzero(found.feasible)
-            every = _Pool(self.landscape.pool[at], self._map(found.features[at]), found.losses[at], complete=True)
-            self._every = [found.keys[i] for i in at.tolist()], every
-        keys, every = self._every
-        seen = self._seen()
-        return every.take(np.array([i for i, key in enumerate(keys) if key not in seen], dtype=np.intp))
+            every = _Pool(self.landscape.pool[at], self._map(found.features[at]), found.losses[at], at, complete=True)
+            self._every = {found.keys[i]: place for place, i in enumerate(at.tolist())}, every
+        places, every = self._every
+        unseen = np.ones(len(every.levels), dtype=bool)
+        unseen[[places[key] for key in self._seen() if key in places]] = False
+        return replace(every, left=np.flatnonzero(unseen))
 
     def spread(self, pool: _Pool, seen: Observations) -> tuple[Floats, Floats]:
         """Of candidates and of what was seen, the columns over which evaluations without a model are spread."""
         known = list(np.flatnonzero(self.landscape.known))
         if not known:
-            return pool.rows, np.concatenate([seen.rows, seen.running_rows])
-        return pool.losses[:, known], np.concatenate([seen.losses, seen.running_losses])[:, known]
+            return pool.rows[pool.left], np.concatenate([seen.rows, seen.running_rows])
+        return pool.losses[pool.left][:, known], np.concatenate([seen.losses, seen.running_losses])[:, known]

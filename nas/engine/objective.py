@@ -2,7 +2,8 @@
 
 Everything that a trial has learnt is written into its user attributes: ``subnet`` (JSON, from which the subnet is
 always rebuilt), ``steps`` (of distillation), ``predicted`` (cost -> [value, lower, upper]), ``result`` (metrics,
-seconds, and the outcome: ``evaluated``, ``cached``, ``duplicate`` or ``infeasible``), and ``reason`` where it failed.
+seconds, and the outcome: ``evaluated``, ``cached``, ``duplicate``, ``pruned`` or ``infeasible``), and ``reason`` where
+it failed.
 """
 
 from __future__ import annotations
@@ -94,16 +95,23 @@ class Objective:
         self.record(trial, measured)
         return measured.values
 
-    def propose(self, trial: Trial) -> Proposal:
-        """Ask the sampler for a subnet and write it, its costs and its constraints into the trial. Microseconds."""
+    def propose(self, trial: Trial, steps: int = 0) -> Proposal:
+        """Ask the sampler for a subnet and write it, its costs and its constraints into the trial. Microseconds.
+
+        Args:
+            trial: The trial.
+            steps: Of distillation, where the trial does not come with its own.
+        """
         subnet = self.space.suggest(trial)
-        steps = int(trial.user_attrs.get("steps", 0))
+        steps = int(trial.user_attrs.get("steps", steps))
         predicted = self.costs.of(subnet)
         violations: dict[str, float] = {}
         for limit in self.limits:
             if limit.predicted:
                 _, lower, upper = predicted[limit.name]
                 violations[limit.name] = limit.violation(upper if limit.upper else lower)
+        if steps:
+            trial.set_user_attr("steps", steps)
         trial.set_user_attr("subnet", subnet.to_json())
         trial.set_user_attr("predicted", {name: list(values) for name, values in predicted.items()})
         for name, violation in violations.items():
@@ -137,13 +145,14 @@ class Objective:
         return Measured(values, violations, result)
 
     @staticmethod
-    def record(trial: Trial, measured: Measured) -> None:
+    def record(trial: Trial, measured: Measured, *, pruned: bool = False) -> None:
         """Write what was measured into the trial; may be repeated after a lost connection."""
         known = trial.constraints if measured.violations else {}
         for name, violation in measured.violations.items():
             if name not in known:
                 trial.set_constraint(name, violation)
-        trial.set_user_attr("result", measured.result)
+        result = {**measured.result, "outcome": "pruned"} if pruned else measured.result
+        trial.set_user_attr("result", result)
 
     def _values(self, proposal: Proposal, metrics: Mapping[str, float]) -> tuple[float, ...]:
         known = {**metrics, **{name: value for name, (value, _, _) in proposal.predicted.items()}}

@@ -130,8 +130,7 @@ def hypervolume_history(losses: Floats, reference: Floats, chunk: int = 512) -> 
     volume, row = 0.0, 0
     while row < len(losses):
         part = losses[row : row + chunk]
-        beaten = np.any(np.all(front[None, :, :] <= part[:, None, :], axis=2), axis=1)
-        news = np.flatnonzero(~beaten & np.all(part < reference, axis=1))
+        news = np.flatnonzero(~beaten(part, front) & np.all(part < reference, axis=1))
         stop = row + (int(news[0]) if news.size else len(part))
         history[row:stop] = volume
         if news.size:

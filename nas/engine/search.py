@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import threading
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nas.engine.allocate import WarmStart
 from nas.engine.candidates import Candidate, candidates_of, pareto_front
-from nas.engine.errors import SearchFailedError, StudyChangedError, differences
-from nas.engine.objective import Objective, Proposal
+from nas.engine.connection import Heartbeat, patiently, storage_failed
+from nas.engine.errors import SearchFailedError
+from nas.engine.interrupts import Interruption, time_limit
+from nas.engine.objective import Measured, Objective, Proposal
 from nas.engine.progress import StatusBoard, Tracker
-from nas.engine.slots import Claim, NextTrial, TrialSlots, Worker, abandoned
+from nas.engine.rungs import Fidelities
+from nas.engine.slots import TrialSlots, Worker, abandoned
 from nas.engine.storage import JournalStorage, Storage, hide_password
+from nas.engine.study import StudySettings, WarmStarts, open_study
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -32,6 +31,15 @@ class OpensStorage(Protocol):
 
     def open(self, directory: Path) -> Storage:
         """Open the storage for a run folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a trial ended: with values, pruned (``measured`` may hold the last rung's), or failed for a reason."""
+
+    measured: Measured | None = None
+    pruned: bool = False
+    reason: str = ""
 
 
 class Search:
@@ -48,10 +56,10 @@ class Search:
         context: Plain data that a continued study must have been begun with: task, device, workload, and the like. The
             space, the goals and the constraints are added to it.
         on_change: ``refuse`` to continue a study of another context, or begin a ``new`` one under a fresh name.
+        fidelities: Distillation inside evaluations: rungs and who is promoted, or a pruner.
         max_failure_share: Above this share of failed trials, of at least five, the search stops.
         max_retries: How often a subnet whose worker died is tried again.
         trial_timeout_s: Seconds after which an evaluation fails, or None.
-        promote: Asked before the sampler is for a trial that must come next; `rungs.Rungs` is one.
         trackers: Hear of every trial.
 
     Raises:
@@ -67,38 +75,40 @@ class Search:
         num_trials: int,
         *,
         storage: OpensStorage | None = None,
-        warm_start: Sequence[WarmStart] | Callable[[], Sequence[WarmStart]] = (),
+        warm_start: WarmStarts = (),
         context: Mapping[str, Any] | None = None,
         on_change: str = "refuse",
+        fidelities: Fidelities | None = None,
         max_failure_share: float = 0.3,
         max_retries: int = 2,
         trial_timeout_s: float | None = None,
-        promote: NextTrial | None = None,
         trackers: Sequence[Tracker] = (),
     ) -> None:
         if num_trials < 1:
             raise ValueError(f"`num_trials` must be at least 1, but got {num_trials}.")
         if not 0 < max_failure_share <= 1:
             raise ValueError(f"`max_failure_share` must be in (0, 1], but got {max_failure_share}.")
-        if on_change not in ("refuse", "new"):
-            raise ValueError(f"`on_change` must be refuse or new, but got {on_change!r}.")
         self.directory = Path(directory)
-        self.name = name
         self.objective = objective
-        self.sampler = sampler
         self.num_trials = num_trials
         self.storage = storage or JournalStorage()
-        self.warm_start = warm_start
-        self.context = context or {}
-        self.on_change = on_change
+        self.fidelities = fidelities or Fidelities()
+        self.settings = StudySettings(
+            name, objective, sampler, self.fidelities.pruner, warm_start, num_trials, context or {}, on_change
+        )
         self.max_failure_share = max_failure_share
         self.max_retries = max_retries
         self.trial_timeout_s = trial_timeout_s
-        self.promote = promote
         self.trackers = tuple(trackers)
-        self.interrupted = False
+        self.name = name
+        self._interruption = Interruption()
         self._failures: list[str] = []
         self._finished = 0
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it."""
+        return self._interruption.asked
 
     def run(self) -> list[Candidate]:
         """Evaluate until all slots are finished; Ctrl-C stops after the running trial.
@@ -110,135 +120,124 @@ class Search:
             StudyChangedError: The study was begun with something else.
             SearchFailedError: Too many trials failed, or the storage cannot be written.
         """
-        try:
-            opened = self.storage.open(self.directory)
-            worker = Worker(self.directory / "workers")
-            worker.start()
-        except OSError as error:
-            raise SearchFailedError(f"search: the study's storage cannot be opened: {_plain(error)}.") from error
-        try:
-            study = self._study(opened)
+        study, opened = self.begin()
+        with _explained(opened), Worker(opened.workers) as worker:
             slots = TrialSlots(study, opened, self.num_trials, worker, max_retries=self.max_retries)
-            with self._interruptible():
+            with self._interruption.watched():
                 self._loop(study, opened, slots)
-            found = candidates_of(study.get_trials(deepcopy=False), self.objective.objectives)
-        except OSError as error:
-            raise SearchFailedError(
-                f"search: {opened.described} cannot be written: {_plain(error)}. "
-                "What was recorded is safe; make room or permit writing, and run the same command again."
-            ) from error
-        finally:
-            worker.stop()
+            trials = patiently(lambda: study.get_trials(deepcopy=False), opened.lost)
+        found = candidates_of(trials, self.objective.objectives)
         front = pareto_front(found, self.objective.objectives)
         for tracker in self.trackers:
             tracker.search_finished(front)
         return found
 
-    # -- beginning --------------------------------------------------------------------------------------------------
+    def begin(self) -> tuple[Study, Storage]:
+        """Open the storage and begin or continue the study, without evaluating anything.
 
-    def _study(self, opened: Storage) -> Study:
-        """The study of this name, begun where it is missing."""
-        import optuna
-        from optuna.exceptions import ExperimentalWarning
-
-        context = self._full_context()
-        name = self.name
-        with opened.claiming():
-            existing = {study.study_name for study in optuna.get_all_study_summaries(opened.backend)}
-            while name in existing:
-                study = optuna.load_study(study_name=name, storage=opened.backend, sampler=self.sampler)
-                changed = differences(json.loads(study.user_attrs.get("context", "{}")), context)
-                if not changed:
-                    break
-                if self.on_change == "refuse":
-                    raise StudyChangedError(
-                        f"study {name!r} was begun with other settings:\n  " + "\n  ".join(changed[:12]) + "\n"
-                        "Give it another name to begin a new one, or set `on_change=new`."
-                    )
-                stem, _, number = name.rpartition("-")
-                name = f"{stem}-{int(number) + 1}" if stem and number.isdigit() else f"{name}-2"
-            else:
-                study = optuna.create_study(
-                    storage=opened.backend,
-                    study_name=name,
-                    sampler=self.sampler,
-                    directions=self.objective.objectives.directions,
-                )
-                study.set_user_attr("context", json.dumps(context, sort_keys=True))
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ExperimentalWarning)
-                    study.set_metric_names(list(self.objective.objectives.goals))
-            if "warm_started" not in study.user_attrs:
-                self._enqueue(study)
-            if study.user_attrs.get("num_trials") != self.num_trials:
-                study.set_user_attr("num_trials", self.num_trials)  # For whoever watches from outside.
-        self.name = name
-        return study
-
-    def _full_context(self) -> dict[str, Any]:
-        objectives = self.objective.objectives
-        context = {
-            **self.context,
-            "space": self.objective.space.to_dict(),
-            "goals": dict(objectives.goals),
-            "constraints": {limit.name: str(limit) for limit in self.objective.limits},
-        }
-        plain: dict[str, Any] = json.loads(hide_password(json.dumps(context, default=str)))
-        return plain
-
-    def _enqueue(self, study: Study) -> None:
-        starts = self.warm_start() if callable(self.warm_start) else self.warm_start
-        for start in list(starts)[: self.num_trials]:
-            params = self.objective.space.parameters(start.subnet)
-            study.enqueue_trial(params, user_attrs={"origin": start.origin}, skip_if_exists=True)
-        study.set_user_attr("warm_started", value=True)
+        Raises:
+            StudyChangedError: The study was begun with something else.
+            SearchFailedError: The storage cannot be opened or written.
+        """
+        try:
+            opened = self.storage.open(self.directory)
+        except OSError as error:
+            raise SearchFailedError(
+                f"search: the study's storage cannot be opened: {hide_password(str(error))}."
+            ) from error
+        with _explained(opened):
+            study = patiently(lambda: open_study(opened, self.settings), opened.lost)
+        self.name = study.study_name
+        return study, opened
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def _loop(self, study: Study, opened: Storage, slots: TrialSlots) -> None:
-        trials = study.get_trials(deepcopy=False)
+        trials = patiently(lambda: study.get_trials(deepcopy=False), opened.lost)
         already = sum(trial.state.is_finished() and not abandoned(trial) for trial in trials)
         board = StatusBoard(self.objective.objectives, self.num_trials, already)
         while not self.interrupted:
-            with opened.claiming():
-                claim: Claim = slots.claim(self.promote)
-                proposal = self.objective.propose(claim.trial) if claim.trial is not None else None
-            if claim.done:
+            trial, proposal, done = patiently(lambda: self._claim(opened, slots), opened.lost)
+            if done:
                 return
-            if claim.trial is None or proposal is None:
-                time.sleep(0.2)  # Others are at work on the last slots; one of them may yet die.
+            if trial is None or proposal is None:
+                # Others are at work on the last slots; one of them may yet die.
+                time.sleep(0.2 if opened.local else 1.0)
                 continue
+            beat = nullcontext() if opened.local else Heartbeat(opened.backend, trial._trial_id)
             try:
-                self._evaluate(study, claim.trial, proposal)
+                with beat:
+                    ended = self._evaluate(study, trial, proposal)
             except KeyboardInterrupt:
-                slots.give_up(study.get_trials(deepcopy=False)[claim.trial.number])
+                slots.give_up(study.get_trials(deepcopy=False)[trial.number])
                 raise
+            patiently(lambda t=trial, e=ended: self._end(study, t, e), opened.lost)  # type: ignore[misc]
             if self.trackers:
-                trials = study.get_trials(deepcopy=False)
+                trials = patiently(lambda: study.get_trials(deepcopy=False), opened.lost)
                 status = board(trials)
                 for tracker in self.trackers:
-                    tracker.trial_finished(trials[claim.trial.number], status)
+                    tracker.trial_finished(trials[trial.number], status)
             self._stop_on_failures()
 
-    def _evaluate(self, study: Study, trial: Trial, proposal: Proposal) -> None:
-        """Bring one trial to its end."""
+    def _claim(self, opened: Storage, slots: TrialSlots) -> tuple[Trial | None, Proposal | None, bool]:
+        """A trial with its proposal, or neither; and whether all slots are finished."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        promote = self.fidelities.promotions(self.objective.objectives)
+        try:
+            with opened.claiming():
+                claim = slots.claim(promote)
+                if claim.trial is None:
+                    return None, None, claim.done
+                return claim.trial, self.objective.propose(claim.trial, self.fidelities.first), False
+        except UpdateFinishedTrialError:
+            return None, None, False  # Another worker took this one for dead while the connection was lost.
+
+    def _evaluate(self, study: Study, trial: Trial, proposal: Proposal) -> Ended:
+        """Find out how a trial ends; what is evaluated is not yet written."""
+        if proposal.infeasible:
+            return Ended(pruned=True)
+        try:
+            with time_limit(self.trial_timeout_s):
+                if self.fidelities.pruner is None:
+                    return Ended(self.objective.measure(study, proposal))
+                return self._evaluate_in_rungs(study, trial, proposal)
+        except Exception as error:
+            if storage_failed(error) and not isinstance(error, OSError):
+                raise
+            # Whatever an evaluation dies of, the search goes on.
+            return Ended(reason=hide_password(f"{type(error).__name__}: {error}".strip()[:500]))
+
+    def _evaluate_in_rungs(self, study: Study, trial: Trial, proposal: Proposal) -> Ended:
+        """Evaluate rung after rung, and let the pruner end what does not promise."""
+        measured: Measured | None = None
+        for steps in self.fidelities.steps:
+            measured = self.objective.measure(study, replace(proposal, steps=steps))
+            trial.report(measured.values[0], steps)
+            if steps != self.fidelities.steps[-1] and trial.should_prune():
+                return Ended(measured, pruned=True)
+        return Ended(measured)
+
+    def _end(self, study: Study, trial: Trial, ended: Ended) -> None:
+        """Write how a trial ended; may be repeated after a lost connection."""
+        from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
-        if proposal.infeasible:
-            study.tell(trial, state=TrialState.PRUNED)
-            return
         try:
-            with _time_limit(self.trial_timeout_s):
-                measured = self.objective.measure(study, proposal)
-        except Exception as error:  # noqa: BLE001 - whatever an evaluation dies of, the search goes on
-            reason = f"{type(error).__name__}: {error}".strip()[:500]
-            self._failures.append(reason)
-            trial.set_user_attr("reason", hide_password(reason))
-            study.tell(trial, state=TrialState.FAIL)
-        else:
-            self.objective.record(trial, measured)
-            study.tell(trial, list(measured.values), skip_if_finished=True)
-        self._finished += 1
+            if ended.measured is not None:
+                self.objective.record(trial, ended.measured, pruned=ended.pruned)
+            if ended.reason:
+                trial.set_user_attr("reason", ended.reason)
+                study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            elif ended.pruned or ended.measured is None:
+                study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+            else:
+                study.tell(trial, list(ended.measured.values), skip_if_finished=True)
+        except UpdateFinishedTrialError:
+            pass  # It was written before the connection was lost, or another worker took this one for dead.
+        if ended.reason:
+            self._failures.append(ended.reason)
+        self._finished += ended.reason != "" or ended.measured is not None
 
     def _stop_on_failures(self) -> None:
         failed = len(self._failures)
@@ -249,44 +248,16 @@ class Search:
                 f"{self.max_failure_share:.0%}. The commonest reason ({count} times): {reason}"
             )
 
-    @contextmanager
-    def _interruptible(self) -> Generator[None, None, None]:
-        """The first Ctrl-C only sets a flag; the second stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.getsignal(signal.SIGINT)
-
-        def stop(_number: int, _frame: FrameType | None) -> None:
-            if self.interrupted:
-                raise KeyboardInterrupt
-            self.interrupted = True
-
-        signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
 
 @contextmanager
-def _time_limit(seconds: float | None) -> Generator[None, None, None]:
-    """Raise TimeoutError in the main thread after so many seconds; elsewhere there is no limit."""
-    if not seconds or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def expire(_number: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"the evaluation took longer than `trial_timeout_s` {seconds:g}")
-
-    before = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+def _explained(opened: Storage) -> Generator[None, None, None]:
+    """Say of an error of the storage what it means for the study."""
     try:
         yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def _plain(error: OSError) -> str:
-    return hide_password(str(error))
+    except Exception as error:
+        if not storage_failed(error):
+            raise
+        raise SearchFailedError(
+            f"search: {opened.described} cannot be written: {hide_password(str(error))}. "
+            "What was recorded is safe; make room or permit writing, and run the same command again."
+        ) from error

@@ -14,7 +14,8 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 from nas.engine.locks import FileLock, is_held
 from nas.engine.storage import Storage
@@ -37,24 +38,26 @@ class Worker:
     Its lock file is held as long as it lives, so that others on the machine see at once when it is gone.
 
     Args:
-        directory: Where the lock files of the study's workers on this machine are.
+        directory: Where the lock files of workers on this machine are.
     """
 
     def __init__(self, directory: Path) -> None:
         self.host = socket.gethostname()
         self.name = f"{self.host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self.directory = directory
-        self._lock = FileLock(directory / f"{self.name}.lock")
+        self._lock = FileLock(directory.absolute() / f"{self.name}.lock")
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
         """Show that this worker lives.
 
         Raises:
             OSError: The lock file cannot be made.
         """
         self._lock.acquire()
+        return self
 
-    def stop(self) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         """Let the others know that it is gone."""
         self._lock.release()
         self._lock.path.unlink(missing_ok=True)
@@ -62,7 +65,7 @@ class Worker:
     @property
     def signature(self) -> dict[str, str]:
         """What a trial remembers of its worker."""
-        return {"name": self.name, "host": self.host, "pid": str(os.getpid())}
+        return {"name": self.name, "host": self.host, "pid": str(os.getpid()), "lock": str(self._lock.path)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +156,11 @@ class TrialSlots:
                 return
         except (UpdateFinishedTrialError, RuntimeError):
             return  # Another worker, or the trial's own, was faster.
-        if not last and trial.params:
-            attributes = {k: v for k, v in trial.user_attrs.items() if k in ("steps", "origin")}
+        params = trial.system_attrs.get("fixed_params") or (trial.params if "subnet" in trial.user_attrs else None)
+        if not last and params:  # Without a whole proposal there is nothing to try again: the slot is simply free.
+            attributes = {k: v for k, v in trial.user_attrs.items() if k in ("steps", "origin", "promoted_from")}
             attributes |= {"retries": retries + 1, "retry_of": trial.number}
-            self.study.enqueue_trial(dict(trial.params), user_attrs=attributes)
+            self.study.enqueue_trial(dict(params), user_attrs=attributes)
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
         signature = trial.user_attrs.get("worker")
@@ -164,9 +168,11 @@ class TrialSlots:
             # Workers sign under the lock, so whoever holds it sees an unsigned trial only of a dead one.
             return self.storage.locked or self._silent(trial, "unsigned")
         if signature["name"] == self.worker.name:
-            return False
-        if signature["host"] == self.worker.host:
-            return not is_held(self.worker.directory / f"{signature['name']}.lock")
+            # Who claims has no trial of its own; this one was lost with the connection.
+            return True
+        lock = Path(signature["lock"])
+        if signature["host"] == self.worker.host and (self.storage.local or lock.exists()):
+            return not is_held(lock)
         return self._silent(trial, trial.user_attrs.get("alive", 0))
 
     def _silent(self, trial: FrozenTrial, sign: Any) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Generator, Mapping
+import warnings
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nas.engine.connection import database_lost, server_lost
 from nas.engine.locks import FileLock
 
 if TYPE_CHECKING:
@@ -112,6 +114,8 @@ class Storage:
         locked: Whether it is a real lock.
         local: Whether all workers are on this machine (and dead ones are known by their locks).
         described: How to name it to people, passwords hidden.
+        workers: Folder for the lock files by which workers of one machine know each other.
+        lost: Whether an exception means that the connection is gone for now.
     """
 
     backend: BaseStorage
@@ -119,6 +123,8 @@ class Storage:
     locked: bool
     local: bool
     described: str
+    workers: Path
+    lost: Callable[[BaseException], bool] = lambda _: False
 
     def claiming(self) -> AbstractContextManager[object]:
         """The context in which a worker claims a trial."""
@@ -144,7 +150,8 @@ class JournalStorage:
         # Optuna asks for its own base class by type only in annotations; two methods are the whole protocol.
         backend = OptunaJournal(JournalFile(path))  # type: ignore[arg-type]
         claim = path.with_name(path.name + ".claim")
-        return Storage(backend, lambda: FileLock(claim), locked=True, local=True, described=str(path))
+        workers = path.with_name("workers")
+        return Storage(backend, lambda: FileLock(claim), locked=True, local=True, described=str(path), workers=workers)
 
 
 class DatabaseStorage:
@@ -172,7 +179,7 @@ class DatabaseStorage:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(url={hide_password(self._url)!r})"
 
-    def open(self, directory: Path) -> Storage:  # noqa: ARG002 - every storage opens alike
+    def open(self, directory: Path) -> Storage:
         """Connect.
 
         Raises:
@@ -188,7 +195,15 @@ class DatabaseStorage:
             raise OSError(f"storage: cannot open {hide_password(self._url)}: {hide_password(str(error))}") from None
         locked = self._url.startswith("postgresql")
         lock = (lambda: _advisory_lock(backend)) if locked else nullcontext
-        return Storage(backend, lock, locked=locked, local=False, described=hide_password(self._url))
+        return Storage(
+            backend,
+            lock,
+            locked=locked,
+            local=False,
+            described=hide_password(self._url),
+            workers=Path(directory) / "workers",
+            lost=database_lost,
+        )
 
 
 @contextmanager
@@ -210,15 +225,41 @@ class ProxyStorage:
     Args:
         host: Where the server runs.
         port: Its port.
+        timeout_s: How long to wait for its first answer.
     """
 
-    def __init__(self, host: str = "localhost", port: int = 13000) -> None:
+    def __init__(self, host: str = "localhost", port: int = 13000, timeout_s: float = 30.0) -> None:
         self.host = host
         self.port = port
+        self.timeout_s = timeout_s
 
-    def open(self, directory: Path) -> Storage:  # noqa: ARG002 - every storage opens alike
-        """Connect to the server."""
+    def open(self, directory: Path) -> Storage:
+        """Connect to the server.
+
+        Raises:
+            OSError: It does not answer, or ``grpcio`` is missing.
+        """
+        from optuna.exceptions import ExperimentalWarning
         from optuna.storages import GrpcStorageProxy
 
-        backend = GrpcStorageProxy(host=self.host, port=self.port)
-        return Storage(backend, nullcontext, locked=False, local=False, described=f"grpc://{self.host}:{self.port}")
+        described = f"grpc://{self.host}:{self.port}"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                backend = GrpcStorageProxy(host=self.host, port=self.port)
+            backend.wait_server_ready(timeout=self.timeout_s)
+        except ImportError as error:
+            raise OSError(f"storage: {described} needs grpcio; pip install 'hwnas[grpc]'") from error
+        except ConnectionError as error:
+            raise OSError(
+                f"storage: no server answers at {described}; start one as docs/how-to/storages.md says"
+            ) from error
+        return Storage(
+            backend,
+            nullcontext,
+            locked=False,
+            local=False,
+            described=described,
+            workers=Path(directory) / "workers",
+            lost=server_lost,
+        )

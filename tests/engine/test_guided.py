@@ -106,7 +106,7 @@ def test_what_others_are_evaluating_is_not_proposed_again_and_its_neighbourhood_
     search = tiny_search(tmp_path, 12, sampler=GuidedSampler())
     search.run()
     study = optuna.load_study(
-        study_name="study", storage=JournalStorage().open(tmp_path).backend, sampler=search.sampler
+        study_name="study", storage=JournalStorage().open(tmp_path).backend, sampler=search.settings.sampler
     )
     subnets = [search.objective.propose(study.ask()).subnet for _ in range(6)]
     assert len(set(subnets)) == 6
@@ -118,35 +118,35 @@ def test_failed_subnets_are_avoided_but_those_of_dead_workers_are_not(tmp_path):
     search = tiny_search(tmp_path, 10, sampler=GuidedSampler())
     search.run()
     study = optuna.load_study(
-        study_name="study", storage=JournalStorage().open(tmp_path).backend, sampler=search.sampler
+        study_name="study", storage=JournalStorage().open(tmp_path).backend, sampler=search.settings.sampler
     )
     first = study.ask()
     lost = search.objective.propose(first).subnet
     study.tell(first, state=optuna.trial.TrialState.FAIL)  # Without a reason: its worker died.
-    landscape_keys = search.sampler._bound
-    landscape_keys.read(study.get_trials(deepcopy=False), besides=-1)
+    world = search.settings.sampler._bound
+    world.read(study.get_trials(deepcopy=False), besides=-1)
     row = search.objective.space.encode([lost])
-    assert len(landscape_keys.fresh(row)) == 1
+    assert len(world.fresh(row).left) == 1
     second = study.ask()
     failed = search.objective.propose(second).subnet
     second.set_user_attr("reason", "MemoryError")
     study.tell(second, state=optuna.trial.TrialState.FAIL)
-    landscape_keys.read(study.get_trials(deepcopy=False), besides=-1)
-    assert len(landscape_keys.fresh(search.objective.space.encode([failed]))) == 0
+    world.read(study.get_trials(deepcopy=False), besides=-1)
+    assert len(world.fresh(search.objective.space.encode([failed])).left) == 0
 
 
 def test_longer_distilled_trials_are_not_mixed_with_others(tmp_path):
     search = tiny_search(tmp_path, 10, sampler=GuidedSampler())
     search.run()
     study = optuna.load_study(
-        study_name="study", storage=JournalStorage().open(tmp_path).backend, sampler=search.sampler
+        study_name="study", storage=JournalStorage().open(tmp_path).backend, sampler=search.settings.sampler
     )
     first = study.get_trials(deepcopy=False)[0]
     study.enqueue_trial(first.params, user_attrs={"steps": 50})
     promoted = study.ask()
     search.objective.record(promoted, search.objective.measure(study, search.objective.propose(promoted)))
     study.tell(promoted, [0.5, 3.0])
-    world = search.sampler._bound
+    world = search.settings.sampler._bound
     world.read(study.get_trials(deepcopy=False), besides=-1)
     assert len(world.observations().losses) == 10
 

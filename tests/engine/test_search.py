@@ -116,8 +116,8 @@ def test_the_cache_serves_another_study_of_the_same_context(tmp_path):
 
 def test_warm_starts_come_first_and_say_what_they_are(tmp_path):
     space = tiny_space()
-    search = tiny_search(tmp_path, 8)
-    search.warm_start = warm_starts(space, search.objective.costs, uniform=3)
+    starts = warm_starts(space, tiny_search(tmp_path, 8).objective.costs, uniform=3)
+    search = tiny_search(tmp_path, 8, warm_start=lambda: starts)
     found = search.run()
     assert [c.origin for c in found[:2]] == ["largest", "smallest"]
     assert found[0].subnet == space.largest
