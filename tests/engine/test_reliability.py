@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
@@ -24,12 +26,26 @@ from tests.engine.worlds import Formula, tiny_search
 ROOT = Path(__file__).parents[2]
 
 
-def start_worker(directory: Path, trials: int, sleep_s: float, storage: str = "") -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.engine.worker", str(directory), str(trials), str(sleep_s), storage]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start_worker() -> Iterator[Start]:
+    """Starts workers as processes; those that a failing test leaves are killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(directory: Path, trials: int, sleep_s: float, storage: str = "") -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "tests.engine.worker", str(directory), str(trials), str(sleep_s), storage]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        if worker.poll() is None:
+            worker.kill()
+        worker.communicate()
 
 
 def wait_for_evaluation(worker: subprocess.Popen[str]) -> None:
@@ -56,7 +72,7 @@ def read(storage, directory: Path):
     return optuna.load_study(study_name="study", storage=storage.open(directory).backend).get_trials(deepcopy=False)
 
 
-def test_killed_at_random_moments_and_resumed_the_study_is_whole(tmp_path):
+def test_killed_at_random_moments_and_resumed_the_study_is_whole(start_worker, tmp_path):
     generator = random.Random(0)
     for _ in range(3):
         worker = start_worker(tmp_path, 60, 0.002)
@@ -68,7 +84,7 @@ def test_killed_at_random_moments_and_resumed_the_study_is_whole(tmp_path):
     check_whole(read(JournalStorage(), tmp_path), 60)
 
 
-def test_four_workers_finish_exactly_the_trials_asked_for_also_when_one_is_killed(tmp_path):
+def test_four_workers_finish_exactly_the_trials_asked_for_also_when_one_is_killed(start_worker, tmp_path):
     workers = [start_worker(tmp_path, 60, 0.01) for _ in range(4)]
     wait_for_evaluation(workers[0])
     workers[0].send_signal(signal.SIGKILL)
@@ -149,7 +165,8 @@ def server(tmp_path_factory):
     found.create()
     found.start()
     yield found
-    found.stop()
+    with contextlib.suppress(subprocess.CalledProcessError):  # A test that failed half-way has stopped it.
+        found.stop()
 
 
 @pytest.fixture
@@ -162,7 +179,7 @@ def database(server):
     return server.url
 
 
-def test_workers_on_postgresql_survive_a_kill_and_a_restart_of_the_server(server, database, tmp_path):
+def test_workers_on_postgresql_survive_a_kill_and_a_restart_of_the_server(start_worker, server, database, tmp_path):
     workers = [start_worker(tmp_path, 40, 0.05, database) for _ in range(3)]
     for worker in workers:
         wait_for_evaluation(worker)
@@ -170,7 +187,7 @@ def test_workers_on_postgresql_survive_a_kill_and_a_restart_of_the_server(server
     time.sleep(0.5)
     server.stop()
     server.start()
-    finished = [worker.communicate(timeout=200) for worker in workers]
+    finished = [worker.communicate(timeout=250) for worker in workers]
     assert all(out.splitlines()[-1].startswith("done") for out, _ in finished[1:]), finished[1][1][-2000:]
     storage = DatabaseStorage(url=database)
     check_whole(read(storage, tmp_path), 40)
@@ -205,7 +222,7 @@ def test_a_storage_needs_an_address(monkeypatch):
 # -- Optuna's gRPC proxy ----------------------------------------------------------------------------------------------
 
 
-def test_workers_on_a_proxy_finish_exactly_the_trials_asked_for(tmp_path):
+def test_workers_on_a_proxy_finish_exactly_the_trials_asked_for(start_worker, tmp_path):
     pytest.importorskip("grpc")
     port = free_port()
     proxy = start_proxy(tmp_path / "server.log", port)
