@@ -18,7 +18,8 @@ COMMANDS: dict[str, str] = {
     "train": "train the supernet's smaller levels against the teacher (optional)",
     "search": "search, export the best subnets and report: does whatever is missing",
     "export": "write found subnets as transformers and ONNX folders, verified and measured",
-    "evaluate": "measure the quality of any model folder or ONNX file against its teacher",
+    "evaluate": "print the report card of any model folder or ONNX file, beside its teacher",
+    "compare": "print the report cards of several models side by side",
     "report": "draw a study's report again from what was stored",
     "dashboard": "show all studies in the browser, live",
 }

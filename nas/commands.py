@@ -78,6 +78,10 @@ def search(config: DictConfig) -> None:
     text = hide_password(json.dumps(bench.config, indent=1, sort_keys=True))
     (stages.directory / "config.json").write_text(text + "\n", encoding="utf-8")
     report_data = Finish(stages).run(found)
+    if bench.config["finalists"]["cards"]:
+        from nas.cards import study_cards
+
+        study_cards(bench, stages.directory)
     _write(report_data, stages.directory)
 
 
@@ -101,6 +105,11 @@ def export(config: DictConfig) -> None:
     if steps:
         with bench.progress(f"Distilling {name}", steps) as bar:
             bench.evaluator.distil(candidate.subnet, steps=steps, seed=bench.seed, progress=bar, model=model)
+    if bench.config["temperature"]:
+        from nas.cards import with_fitted_temperature
+
+        model, temperature = with_fitted_temperature(model, bench.task)
+        bench.say(f"Logits are divided by the temperature {temperature:.3f}, fitted on the validation split.")
     exported = export_candidate(
         model,
         candidate.subnet,
@@ -116,22 +125,43 @@ def export(config: DictConfig) -> None:
 
 
 def evaluate(config: DictConfig) -> None:
-    """Judge a model folder or an ONNX file against its teacher."""
-    from nas.distillation.teacher import TeacherOutputs
-    from nas.evaluation.evaluate import evaluate_model, evaluate_run, onnx_run
+    """Judge a model folder or an ONNX file against its teacher, and print its report card."""
+    from nas.cards import JudgeBench, write_cards
+    from nas.reports.compare import print_card
 
     bench = Workbench(plain(config))
-    candidate = Path(bench.config["candidate"] or bench.config["model"]["path"])
-    teacher = TeacherOutputs(bench.task, (), str(bench.cache), model=bench.teacher)
-    split = bench.config["split"]
-    if candidate.suffix == ".onnx":
-        if not candidate.is_file():
-            raise FileNotFoundError(f"`candidate` must be a folder or an .onnx file, but {candidate} is not there.")
-        run = onnx_run(str(candidate), bench.task)
-        metrics = evaluate_run(run, bench.task, teacher, split, batch_size=1)
+    judging = JudgeBench(bench)
+    cards = judging.cards([judging.subject(str(bench.config["candidate"] or bench.config["model"]["path"]))])
+    shown = str(bench.config["show"])
+    folders = write_cards(cards, bench)
+    if shown == "json":
+        print(json.dumps(cards[0].to_dict(), indent=1))
+    elif shown == "markdown":
+        print((folders[0] / "model_card.md").read_text(encoding="utf-8"))
     else:
-        metrics = evaluate_model(_load_candidate(candidate, bench), bench.task, teacher, split)
-    print(json.dumps({"model": str(candidate), "split": split, **metrics}, indent=2))
+        print_card(cards[0], sys.stdout)
+    bench.say(f"Report card: {folders[0] / 'model_card.md'}, {folders[0] / 'metrics.json'}")
+
+
+def compare(config: DictConfig) -> None:
+    """Judge several models against one teacher, and print their report cards side by side."""
+    from nas.cards import JudgeBench, write_cards
+    from nas.reports.compare import comparison_csv, comparison_markdown, print_comparison
+
+    bench = Workbench(plain(config))
+    judging, shown = JudgeBench(bench), str(bench.config["show"])
+    cards = judging.cards([judging.subject(str(path)) for path in bench.config["models"]])
+    folders = write_cards(cards, bench)
+    directory = folders[0].parent
+    (directory / "comparison.csv").write_text(comparison_csv(cards), encoding="utf-8")
+    (directory / "comparison.md").write_text(comparison_markdown(cards), encoding="utf-8")
+    if shown == "json":
+        print(json.dumps([card.to_dict() for card in cards], indent=1))
+    elif shown == "markdown":
+        print(comparison_markdown(cards))
+    else:
+        print_comparison(cards, sys.stdout)
+    bench.say(f"Report cards: {directory}")
 
 
 def report(config: DictConfig) -> None:
@@ -181,7 +211,18 @@ def _with_study(config: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(_no_study(directory))
     stored = json.loads(path.read_text(encoding="utf-8"))
-    own = ("root", "study", "progress", "torch_threads", "pick", "under", "directory", "precision", "distil")
+    own = (
+        "root",
+        "study",
+        "progress",
+        "torch_threads",
+        "pick",
+        "under",
+        "directory",
+        "precision",
+        "distil",
+        "temperature",
+    )
     return {**stored, **{key: config[key] for key in own}}
 
 
@@ -192,25 +233,14 @@ def _no_study(directory: Path) -> str:
     )
 
 
-def _load_candidate(path: Path, bench: Workbench) -> Any:
-    from search_spaces.checkpoint import SUBNET_FILE, load_subnet
-
-    if (path / SUBNET_FILE).is_file():
-        return load_subnet(path)
-    task = bench.task
-    return type(task).load_model(task) if path == Path(task.model) else _load_plain(path, bench)  # type: ignore[attr-defined]
-
-
-def _load_plain(path: Path, bench: Workbench) -> Any:
+def _write(data: Report, directory: Path) -> None:
     from dataclasses import replace
 
-    return replace(bench.task, model=str(path)).load_model()  # type: ignore[type-var]
-
-
-def _write(data: Report, directory: Path) -> None:
+    from nas.cards import load_cards
     from nas.reports.report import write_report
     from nas.reports.tables import print_table
 
+    data = replace(data, cards=tuple(card.to_dict() for card in load_cards(directory)))
     files = write_report(data, directory)
     print_table(data, sys.stdout)
     for command in data.commands:

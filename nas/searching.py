@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nas.engine.allocate import WarmStart
     from nas.engine.cache import EvaluationCache
     from nas.engine.candidates import Candidate
-    from nas.engine.costs import SubnetCosts
+    from nas.engine.costs import Predicts, SubnetCosts
     from nas.engine.limits import Limit, Objectives
     from nas.engine.sensitivity import Sensitivity
     from search_spaces.subnet import SubnetConfig
@@ -59,8 +59,22 @@ class SearchBench:
         from nas.engine.costs import SubnetCosts
 
         needed = {*self.objectives.goals, *self.objectives.constraints}
-        predictors = {"latency_ms": self.device.fitted.predictor} if needed & {"latency_ms", "throughput"} else {}
+        predictors: dict[str, Predicts] = {}
+        if needed & {"latency_ms", "throughput"}:
+            predictors["latency_ms"] = self.device.fitted.predictor
+        for name in ("peak_memory_mb", "energy_mj"):
+            if name in needed:
+                self._check_metered(name)
+                predictors[name] = self.device.fit(name).predictor
         return SubnetCosts(self.bench.space, self.bench.workload, predictors, self.objectives.confidence)
+
+    def _check_metered(self, name: str) -> None:
+        meters = list(self.bench.config["profile"]["meters"])
+        if name not in meters:
+            raise ValueError(
+                f"`profile.meters` must have {name!r}, because the objectives name it, but has {meters}: "
+                f"profile.meters=[{','.join([*meters, name])}]"
+            )
 
     @cached_property
     def limits(self) -> tuple[Limit, ...]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from latency_models.device import Device
+    from nas.evaluation.aspects import NamedMetrics
     from nas.evaluation.evaluate import Evaluator
     from nas.tasks.task import Task
     from search_spaces.library import Library
@@ -199,7 +200,7 @@ class Workbench:
         training = build(self.config["training"])
         distiller.check(self.task)
         teacher = TeacherOutputs(self.task, distiller.needs, str(self.cache), model=self.teacher)
-        evaluator = Evaluator(self.supernet, self.task, distiller, training, teacher)
+        evaluator = Evaluator(self.supernet, self.task, distiller, training, teacher, extras=self.extras)
         with self.stage("teacher outputs"):
             batches = sum(len(self.task.samples.order(split, teacher.batch_size)) for split in ("validation", "test"))
             with self.progress("Teacher outputs", batches) as bar:
@@ -207,9 +208,23 @@ class Workbench:
                     teacher.arrays(split, bar)
         return evaluator
 
+    @cached_property
+    def extras(self) -> NamedMetrics | None:
+        """Metrics that objectives and constraints name beyond those that the task always gives."""
+        from nas.engine.costs import KNOWN_COSTS
+        from nas.engine.limits import QUALITY
+        from nas.evaluation.aspects import NamedMetrics
+
+        objectives = self.config.get("objectives") or {}
+        names = {*objectives.get("goals", ()), *objectives.get("constraints", ())} - {QUALITY, *KNOWN_COSTS}
+        found = NamedMetrics(self.task, build(self.config["evaluation"]), sorted(names)) if names else None
+        return found if found is not None and found.names else None
+
     def evaluation_context(self) -> dict[str, Any]:
         """Everything that an evaluation's result depends on beside the subnet and the steps."""
+        extras = {"metrics": self.extras.names, "evaluation": self.config["evaluation"]} if self.extras else {}
         return {
+            **extras,
             "teacher": self.teacher_hash,
             "task": self.config["task"],
             "validation": self.task.samples.fingerprint("validation"),

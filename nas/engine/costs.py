@@ -16,6 +16,9 @@ from search_spaces.subnet import SubnetConfig, SubnetTable
 Floats = NDArray[np.float64]
 ANALYTIC = ("parameters", "macs", "weight_mb")
 THROUGHPUT = "throughput"
+# What a profile may be asked for, and a predictor then be fitted to.
+PROFILED = ("latency_ms", "peak_memory_mb", "energy_mj")
+KNOWN_COSTS = (*ANALYTIC, THROUGHPUT, *PROFILED)
 
 
 class Interval(Protocol):

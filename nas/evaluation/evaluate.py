@@ -13,13 +13,22 @@ from torch import Tensor, nn
 from nas.distillation.losses import Distiller
 from nas.distillation.teacher import TeacherOutputs
 from nas.distillation.train import ForwardPrecision, TrainSettings, distil, forward_precision
-from nas.tasks.task import Task, main_output
+from nas.tasks.task import Outputs, Samples, Task, main_output
 from search_spaces.subnet import SubnetConfig
 
 if TYPE_CHECKING:
     from nas.progress import Progress
 
 Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+
+class Extras(Protocol):
+    """Metrics beyond those that a task always gives; `nas.evaluation.aspects.NamedMetrics`."""
+
+    def __call__(
+        self, run: Run, split: str, outputs: Outputs, teacher: Outputs, batch_size: int = 64
+    ) -> dict[str, float]:
+        """The metrics of a model, from its outputs and its teacher's on a split, or from running it again."""
 
 
 class Elastic(Protocol):
@@ -48,6 +57,7 @@ class Evaluator:
         batch_size: Samples of one forward pass.
         precision: Of forward passes that judge; see `forward_precision`. A search compares candidates at what is
             fastest; final figures are to be given in fp32.
+        extras: Metrics beyond the task's own, such as those of groups.
 
     Raises:
         ValueError: The distiller needs outputs that the task does not give, or the precision is unknown.
@@ -62,6 +72,7 @@ class Evaluator:
         teacher: TeacherOutputs | None = None,
         batch_size: int = 64,
         precision: ForwardPrecision = "auto",
+        extras: Extras | None = None,
     ) -> None:
         self.supernet = supernet
         self.task = task
@@ -71,6 +82,7 @@ class Evaluator:
         self.teacher = teacher or TeacherOutputs(task, self.distiller.needs, getattr(task, "cache_dir", None))
         self.batch_size = batch_size
         self.precision: ForwardPrecision = precision
+        self.extras = extras
         forward_precision(precision)
 
     def evaluate(
@@ -134,7 +146,7 @@ class Evaluator:
 
     def score(self, model: nn.Module, split: str = "validation") -> dict[str, float]:
         """Metrics of any `transformers` model of the task's kind on a split."""
-        return evaluate_model(model, self.task, self.teacher, split, self.batch_size, self.precision)
+        return evaluate_model(model, self.task, self.teacher, split, self.batch_size, self.precision, self.extras)
 
 
 def evaluate_model(
@@ -144,27 +156,44 @@ def evaluate_model(
     split: str = "validation",
     batch_size: int = 64,
     precision: ForwardPrecision = "fp32",
+    extras: Extras | None = None,
 ) -> dict[str, float]:
     """Metrics of any `transformers` model of the task's kind on a split."""
     model.eval()
     with forward_precision(precision):
-        return evaluate_run(lambda batch: task.outputs(model, batch), task, teacher, split, batch_size)
+        return evaluate_run(lambda batch: task.outputs(model, batch), task, teacher, split, batch_size, extras)
 
 
 def evaluate_run(
-    run: Run, task: Task, teacher: TeacherOutputs, split: str = "validation", batch_size: int = 64
+    run: Run,
+    task: Task,
+    teacher: TeacherOutputs,
+    split: str = "validation",
+    batch_size: int = 64,
+    extras: Extras | None = None,
 ) -> dict[str, float]:
     """Metrics of anything that turns the model's inputs into the task's main output, such as `onnx_run`."""
-    return task.metrics(split, predict(run, task, split, batch_size), teacher.main(split))
+    outputs, reference = predict(run, task, split, batch_size), teacher.main(split)
+    metrics = task.metrics(split, outputs, reference)
+    return metrics if extras is None else {**metrics, **extras(run, split, outputs, reference, batch_size)}
 
 
-def predict(run: Run, task: Task, split: str, batch_size: int = 64) -> dict[str, NDArray[Any]]:
+def predict(
+    run: Run, task: Task, split: str, batch_size: int = 64, samples: Samples | None = None
+) -> dict[str, NDArray[Any]]:
     """The task's main output on a whole split, ``(samples, ...)``, in the order of the split.
+
+    Args:
+        run: The model.
+        task: Says what its main output is.
+        split: Name of the split.
+        batch_size: Samples of one forward pass.
+        samples: Other samples than the task's own, such as perturbed ones.
 
     Raises:
         ValueError: An output is not finite.
     """
-    name, samples = main_output(task), task.samples
+    name, samples = main_output(task), samples or task.samples
     collected: NDArray[Any] | None = None
     with torch.inference_mode():
         for rows in samples.order(split, batch_size):

@@ -34,6 +34,7 @@ class Measure:
         agreement: Whether it says how close a model is to its teacher: the teacher's own value then says nothing.
         ratio: Columns whose sums' ratio is the value, where it is one, ``(numerator, denominator)``; a denominator of
             None counts the rows. Intervals of such are fast.
+        needs: Further columns that are read, where not every table of the name has them.
         quick: A cheaper form, whose few resamples show the spread, where `compute` takes too long to be resampled.
     """
 
@@ -43,12 +44,14 @@ class Measure:
     higher_is_better: bool = True
     agreement: bool = False
     ratio: tuple[str, str | None] | None = None
+    needs: tuple[str, ...] = ()
     quick: Callable[[Rows], float] | None = None
 
     def fits(self, tables: Tables) -> bool:
         """Whether the tables have what is read."""
         rows = tables.get(self.table)
-        return rows is not None and all(column in rows for column in self.ratio or () if column is not None)
+        read = (*self.needs, *(column for column in self.ratio or () if column is not None))
+        return rows is not None and all(column in rows for column in read)
 
     def __call__(self, tables: Tables) -> float:
         """The value of all rows."""

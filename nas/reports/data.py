@@ -180,6 +180,7 @@ class Report:
         stages: How long everything took.
         commands: How to load the exported models.
         notes: Sentences for the reader: what was reused, what could not be done.
+        cards: Report cards of the models, as `nas.evaluation.card.ReportCard` writes them.
     """
 
     study: str
@@ -201,6 +202,7 @@ class Report:
     stages: tuple[StageTiming, ...] = ()
     commands: tuple[LoadCommand, ...] = ()
     notes: tuple[str, ...] = ()
+    cards: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -310,4 +312,5 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "stages": lambda data: StageTiming(**data),
     "commands": lambda data: LoadCommand(**data),
     "notes": str,
+    "cards": dict,
 }

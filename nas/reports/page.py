@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from itertools import groupby
 from typing import Any
 
 from nas.progress import format_duration
@@ -54,6 +55,7 @@ def render_page(report: Report) -> str:
             _figure("sensitivity", "Sensitivity heat map", figures["sensitivity"]),
             "What the whole model loses when one block alone takes one variant.",
         ),
+        _section("cards", "Report cards", _cards(report), _CARDS_NOTE),
         _section("load", "Load a model", _commands(report)),
         _section("run", "The run", _run(report)),
     ]
@@ -95,6 +97,12 @@ style-src 'unsafe-inline'; img-src data: blob:">
 _DRAWING_NOTE = (
     "One column per block: attention heads above the line, FFN neurons below, as shares of the teacher, whose outline "
     "is drawn around. Hatched: low rank (r on the projections that read, o on the one that writes). Dashed: skipped."
+)
+
+
+_CARDS_NOTE = (
+    "Every model on data that neither calibration nor search saw. In brackets: bootstrap intervals over samples; with "
+    "a percent sign: what is kept of the teacher's value."
 )
 
 
@@ -205,6 +213,22 @@ def _predictions(report: Report, figure: Figure | None) -> str:
         header, rows = scorecard_table(report.scorecard)
         parts.append(_table(header, rows, [False] + [True] * (len(header) - 1)))
     return "".join(parts)
+
+
+def _cards(report: Report) -> str:
+    """Report cards side by side, one table a section."""
+    from nas.evaluation.card import ReportCard
+    from nas.reports.compare import side_by_side
+
+    if not report.cards:
+        return ""
+    header, rows = side_by_side([ReportCard.from_dict(card) for card in report.cards])
+    numeric = [False] + [True] * len(report.cards)
+    return "".join(
+        f"<h3>{html.escape(section.capitalize())}</h3>" + _table(header[1:], [row[1:] for row in some], numeric)
+        for section, group in groupby(rows, key=lambda row: row[0])
+        if (some := list(group))
+    )
 
 
 def _commands(report: Report) -> str:

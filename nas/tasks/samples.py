@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +54,13 @@ class TextSamples:
     def lengths(self, split: str) -> NDArray[np.int64]:
         """Tokens of each sample, ``(samples,)``."""
         return np.diff(self.offsets(split))
+
+    def changed(self, split: str, rows: Rows, change: Callable[[str], str]) -> TextSamples:
+        """Some samples of a split with changed texts, as the same split of samples that keep nothing on disk."""
+        some = self._split(split).take(rows)
+        pairs = None if some.pairs is None else tuple(map(change, some.pairs))
+        examples = {split: replace(some, texts=tuple(map(change, some.texts)), pairs=pairs)}
+        return replace(self, examples=examples, label_ids=None, cache_dir=None)
 
     def with_labels(self, label_ids: Mapping[str, NDArray[Any]]) -> TextSamples:
         """The same samples with labels; what was tokenised stays so."""

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from nas.__main__ import COMMANDS, run, usage
+from tests.evaluation.judged import world
 
 FAST = ["progress=quiet", "torch_threads=1"]
+QUICK = ["measure=false", "evaluation.intervals.resamples=20", "evaluation.robustness.strengths=[0.3]"]
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +85,69 @@ def test_evaluate_judges_folders_and_graphs(searched, root, capsys):
     folder = next(path for path in (searched / "models").iterdir() if (path / "subnet.json").is_file())
     scores = []
     for candidate in (folder, folder / "model.onnx"):
-        assert run(smoke(root, "evaluate", f"candidate={candidate}")) == 0
-        scores.append(json.loads(capsys.readouterr().out))
-    assert scores[0]["cosine"] == pytest.approx(scores[1]["cosine"], abs=1e-4)
-    assert run(smoke(root, "evaluate")) == 0
-    assert json.loads(capsys.readouterr().out)["cosine"] == pytest.approx(1.0, abs=1e-5)
+        assert run(smoke(root, "evaluate", f"candidate={candidate}", "show=json", *QUICK)) == 0
+        card = json.loads(capsys.readouterr().out)
+        assert (card["model"]["kind"], card["efficiency"]) == ("onnx" if candidate.suffix else "transformers", None)
+        scores.append(card["quality"]["metrics"]["cosine"]["value"]["value"])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    assert run(smoke(root, "evaluate", "measure=false", *QUICK)) == 0
+    out = capsys.readouterr().out
+    assert "cosine" in out
+    assert "quality" in out
+
+
+def test_compare_measures_models_side_by_side(searched, root, capsys, tmp_path):
+    folder = next(path for path in (searched / "models").iterdir() if (path / "subnet.json").is_file())
+    models = f"models=[{root / 'smoke' / 'model'},{folder},{folder / 'model_int8.onnx'}]"
+    arguments = [text for text in smoke(root, "compare", models) if not text.startswith("model.path")]
+    fast = [text for text in QUICK if text != "measure=false"]
+    assert (
+        run([*arguments, f"output={tmp_path}", "memory=false", "protocol.max_seconds=0.1", "show=markdown", *fast]) == 0
+    )
+    header, *rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [part.strip().replace("\\", "") for part in header.split("|")[3:6]] == [
+        "model",
+        folder.name,
+        f"{folder.name}/model_int8",
+    ]
+    named = {row.split("|")[2].strip().replace("\\", ""): row.split("|")[3:6] for row in rows}
+    assert named["cosine"][0].strip().startswith("1.00")
+    assert all(cell.strip() != "-" for cell in named["latency ms p50"])
+    cards = sorted(path.parent.name for path in tmp_path.glob("*/metrics.json"))
+    assert cards == sorted(["model", folder.name, f"{folder.name}-model_int8"])
+    assert (tmp_path / "comparison.csv").is_file()
+    size = {
+        card.name: json.loads((card / "metrics.json").read_text())["efficiency"]["size_mb"]
+        for card in tmp_path.iterdir()
+        if card.is_dir()
+    }
+    assert size[f"{folder.name}-model_int8"] < size[folder.name] < size["model"]
+
+
+def test_search_for_the_worst_group(root, capsys, tmp_path):
+    small = world(tmp_path / "world")
+    data, model = small.task.data, small.task.model
+    arguments = [
+        "search", f"root={root}", "study=groups", "task=text_classification", "distiller=logits", f"model.path={model}",
+        f"task.data.path={data.path}", "task.data.group_columns=[group]", "task.data.calibration=16",
+        "task.data.validation=60", "task.data.test=120", "objectives=[quality,macs,worst_group_accuracy]",
+        "+objectives.constraints.ece=0.9", "evaluation.fairness.min_samples=10", "space=width", "search.num_trials=6",
+        "space.choices.ffn=[0.5,1.0]", "search.sensitivity_evaluations=0", "search.allocated_starts=0",
+        "finalists.count=1", "finalists.distil=0", "finalists.protocol.max_seconds=0.05", *FAST,
+    ]  # fmt: skip
+    assert run(arguments) == 0
+    capsys.readouterr()
+    report = json.loads((root / "groups" / "report.json").read_text())
+    assert len(report["explored"]) == 0  # No latency was asked for, so none is drawn.
+    assert run(["export", f"root={root}", "study=groups", "precision=[]", "temperature=true", *FAST]) == 0
+    from search_spaces.checkpoint import load_subnet
+
+    plain = next(path for path in (root / "groups" / "models").iterdir() if path.name == "groups-1")
+    cooled = load_subnet(Path(capsys.readouterr().out.strip().splitlines()[-1]))
+    ratio = load_subnet(plain).classifier.weight / cooled.classifier.weight
+    assert ratio.std() < 1e-4 * ratio.mean()
+    assert run([*arguments, "study=typo", "+objectives.goals.worst_group_acuracy=maximize"]) == 2
+    assert "Did you mean 'worst_group_accuracy'" in capsys.readouterr().err
 
 
 SMALL_PROFILE = ["space=width", "profile.num_subnets=12", "profile.held_out=3", "profile.active.start=10"]

@@ -1,0 +1,290 @@
+"""Judging models: from a path to a report card, whatever made the model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas.config import build, check_arguments
+from nas.evaluation.aspects import Aspects
+from nas.evaluation.card import METRICS_FILE, ReportCard
+from nas.evaluation.model_card import write_card
+from nas.tasks.cache import content_key
+from nas.workbench import Workbench
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nas.evaluation.evaluate import Run
+    from nas.evaluation.judge import Judge
+    from nas.tasks.task import Task
+
+_LIBRARIES = ("hwnas", "torch", "transformers", "onnxruntime", "scikit-learn", "fairlearn", "torchmetrics")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is judged.
+
+    Args:
+        name: What people call it.
+        path: Its folder, ONNX file or hub name.
+        kind: ``transformers`` or ``onnx``.
+        module: Its `transformers` model, where the path or the folder around it has one.
+        graph: Its ONNX file, where it has one.
+    """
+
+    name: str
+    path: str
+    kind: str
+    module: nn.Module | None
+    graph: Path | None
+
+
+class JudgeBench:
+    """Everything that judging models needs of a workbench; the teacher is the model of ``model.path``.
+
+    Args:
+        bench: The configuration's stages.
+        settings: ``split``, ``measure``, ``memory`` and ``protocol``; those of the configuration by default.
+    """
+
+    def __init__(self, bench: Workbench, settings: Mapping[str, Any] | None = None) -> None:
+        self.bench = bench
+        self.settings = settings or bench.config
+        self.aspects: Aspects = build(bench.config["evaluation"])
+        self.split = str(self.settings["split"])
+
+    @cached_property
+    def teacher(self) -> Subject:
+        """What the others are compared with."""
+        path = str(self.bench.config["model"]["path"])
+        return Subject(Path(path).name, path, "transformers", self.bench.teacher, _existing_graph(Path(path)))
+
+    def subject(self, path: str, name: str | None = None) -> Subject:
+        """The model of a path.
+
+        Raises:
+            FileNotFoundError, ValueError: There is none, or it is of another kind than the task.
+        """
+        place = Path(path)
+        if path == self.teacher.path:
+            return self.teacher
+        if place.suffix == ".onnx":
+            if not place.is_file():
+                raise FileNotFoundError(f"a model must be a folder or an .onnx file, but {place} is not there.")
+            return Subject(name or f"{place.parent.name}/{place.stem}", path, "onnx", self._beside(place), place)
+        return Subject(name or place.name, path, "transformers", self._loaded(path), _existing_graph(place))
+
+    def cards(self, subjects: Sequence[Subject]) -> list[ReportCard]:
+        """One report card a model, measured together where anything is measured."""
+        cards = [self._card(subject) for subject in subjects]
+        if not self.settings["measure"]:
+            return cards
+        sections = self._efficiency(subjects)
+        return [replace(card, efficiency=section) for card, section in zip(cards, sections, strict=True)]
+
+    # -- quality and what belongs to it -----------------------------------------------------------------------------
+
+    @cached_property
+    def judge(self) -> Judge:
+        """What judges all models."""
+        from nas.distillation.teacher import TeacherOutputs
+        from nas.evaluation.judge import Judge
+
+        bench = self.bench
+        outputs = TeacherOutputs(bench.task, (), str(bench.cache), model=bench.teacher)
+        return Judge(bench.task, outputs, self._run(self.teacher)[0], self.aspects, self.split)
+
+    def _card(self, subject: Subject) -> ReportCard:
+        judge, task = self.judge, self.bench.task
+        with self.bench.progress(f"Judging {subject.name}") as bar:
+            judge.listen(lambda text: bar.advance(text=text))
+            run, batch_size = self._run(subject)
+            model = judge.run(run, batch_size)
+            data = self.bench.config["task"]["data"]
+            return ReportCard(
+                name=subject.name,
+                model={"path": subject.path, "kind": subject.kind, "teacher": self.teacher.path},
+                task={
+                    "kind": task.kind,
+                    "data": str(data["path"]),
+                    "split": self.split,
+                    "samples": task.samples.size(self.split),
+                    "measure": task.quality,
+                },
+                settings=asdict(self.aspects),
+                quality=judge.quality_section(model),
+                calibration=judge.calibration_section(model),
+                fairness=judge.fairness_section(model),
+                robustness=judge.robustness_section(model),
+                versions={name: version(name) for name in _LIBRARIES},
+            )
+
+    def _run(self, subject: Subject) -> tuple[Run, int]:
+        """What runs a model, and on how many samples at once."""
+        from nas.evaluation.evaluate import onnx_run
+
+        task = self.bench.task
+        if subject.kind == "onnx":
+            # Dynamic quantisation scales activations over the whole batch, so it is judged as deployed, one by one.
+            return onnx_run(str(subject.graph), task, self.bench.device.threads), 1
+        module: Any = subject.module
+        return (lambda batch: task.outputs(module, batch)), 64
+
+    # -- efficiency -------------------------------------------------------------------------------------------------
+
+    def _efficiency(self, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+        """Costs of all models, interleaved with the teacher as the reference."""
+        from latency_models.profiler import Profiler
+        from nas.evaluation.efficiency import Deployed, measure_efficiency
+
+        bench, settings = self.bench, self.settings["protocol"]
+        check_arguments(Profiler, settings)
+        device = bench.device
+        if bench.config["device"]["backend"] == "torch":
+            device = replace(device, backend="onnxruntime", options={})
+        # Graphs carry their precision.
+        device = replace(device, precision="fp32")
+        with tempfile.TemporaryDirectory() as folder, bench.progress("Measuring") as bar:
+            models = []
+            for index, subject in enumerate((self.teacher, *subjects)):
+                graph = subject.graph or self._exported(subject, Path(folder) / f"{index}.onnx")
+                models.append(Deployed(subject.name, graph, subject.module))
+            found = measure_efficiency(
+                models,
+                device,
+                bench.workload,
+                bench.task.example_inputs(bench.workload),
+                Profiler(**settings, seed=bench.seed),
+                memory=bool(self.settings["memory"]),
+                say=lambda text: bar.advance(text=text),
+            )
+        common = {
+            "device": device.fingerprint(),
+            "workload": bench.workload.to_dict(),
+            "reference": self.teacher.path,
+        }
+        return [{**section, **common} for section in found[1:]]
+
+    def _exported(self, subject: Subject, path: Path) -> Path:
+        """The graph of a model that has none, kept for the next time by its weights."""
+        import onnx
+
+        from latency_models.backends.onnx import export_onnx
+        from search_spaces.cost import Workload
+        from search_spaces.library import model_hash
+
+        assert subject.module is not None
+        task = self.bench.task
+        key = content_key(["graph", model_hash(subject.module), task.output_settings])
+        kept = self.bench.cache / "graphs" / f"{key}.onnx"
+        if not kept.is_file():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            onnx.save(
+                export_onnx(task.deployable(subject.module), task.example_inputs(Workload()), task.output_names), path
+            )
+            path.replace(kept)
+        return kept
+
+    # -- models -----------------------------------------------------------------------------------------------------
+
+    def _loaded(self, path: str) -> Any:
+        from search_spaces.checkpoint import SUBNET_FILE, load_subnet
+
+        if (Path(path) / SUBNET_FILE).is_file():
+            return load_subnet(Path(path))
+        task: Any = self.bench.task
+        return replace(task, model=path).load_model()
+
+    def _beside(self, graph: Path) -> Any:
+        """The model of the folder that an ONNX file lies in, where we exported both: its operations can be counted."""
+        from search_spaces.checkpoint import SUBNET_FILE
+
+        return self._loaded(str(graph.parent)) if (graph.parent / SUBNET_FILE).is_file() else None
+
+
+def _existing_graph(folder: Path) -> Path | None:
+    """The fp32 graph that an export left in a folder; it was verified against the folder's model there."""
+    from search_spaces.checkpoint import SUBNET_FILE
+
+    graph = folder / "model.onnx"
+    return graph if graph.is_file() and (folder / SUBNET_FILE).is_file() else None
+
+
+def with_fitted_temperature(model: nn.Module, task: Task, split: str = "validation") -> tuple[nn.Module, float]:
+    """A copy of a classifier with calibrated logits, and the temperature that they were divided by.
+
+    Args:
+        model: A `transformers` classifier.
+        task: Its task.
+        split: Whose labels the temperature is fitted to; not those on which the model is judged.
+
+    Raises:
+        ValueError: The task has no probabilities to calibrate.
+    """
+    from nas.evaluation.calibration import fit_temperature, with_temperature
+    from nas.evaluation.evaluate import predict
+    from nas.tasks.task import main_output
+
+    name, labels = main_output(task), task.samples.labels(split)
+    if task.kind not in ("text_classification", "image_classification") or name == "scores" or labels is None:
+        raise ValueError(f"`temperature` calibrates classifiers, but the task is {task.kind} with {name}.")
+    logits = predict(lambda batch: task.outputs(model, batch), task, split)[name]
+    temperature = fit_temperature(logits, labels)
+    return with_temperature(model, temperature), temperature
+
+
+def write_cards(cards: Sequence[ReportCard], bench: Workbench) -> list[Path]:
+    """Write every card's ``metrics.json`` and ``model_card.md``, to ``output`` or below the root; the folders.
+
+    One card goes into the folder of ``output``, several into folders below it, each into its own.
+
+    Raises:
+        ValueError: What is to be shown is unknown.
+    """
+    if (shown := bench.config["show"]) not in ("table", "markdown", "json"):
+        raise ValueError(f"`show` must be table, markdown or json, but got {shown!r}.")
+    given = bench.config["output"]
+    if given and len(cards) == 1:
+        write_card(cards[0], Path(given))
+        return [Path(given)]
+    return write_below(cards, Path(given) if given else bench.root / "cards")
+
+
+def write_below(cards: Sequence[ReportCard], root: Path) -> list[Path]:
+    """Write cards into folders of a folder, named after their models; twins get numbers."""
+    folders: list[Path] = []
+    for card in cards:
+        name = card.name.replace("/", "-").strip(".") or "model"
+        number = 1 + sum(folder.name.partition("~")[0] == name for folder in folders)
+        folders.append(root / (name if number == 1 else f"{name}~{number}"))
+        write_card(card, folders[-1])
+    return folders
+
+
+def study_cards(bench: Workbench, directory: Path) -> list[ReportCard]:
+    """Judge and measure the teacher and every exported model of a study, fp32 and int8, and write the cards there."""
+    from search_spaces.checkpoint import SUBNET_FILE
+
+    settings = {"split": "test", "measure": True, "memory": True, "protocol": bench.config["finalists"]["protocol"]}
+    judging = JudgeBench(bench, settings)
+    subjects = [judging.teacher]
+    for folder in sorted(path.parent for path in (directory / "models").glob(f"*/{SUBNET_FILE}")):
+        subjects.append(judging.subject(str(folder)))
+        if (graph := folder / "model_int8.onnx").is_file():
+            subjects.append(judging.subject(str(graph)))
+    with bench.stage("report cards"):
+        cards = judging.cards(subjects)
+    write_below(cards, directory / "cards")
+    return cards
+
+
+def load_cards(directory: Path) -> list[ReportCard]:
+    """The report cards of a study's folder, of whichever run."""
+    return [ReportCard.load(path) for path in sorted((directory / "cards").glob(f"*/{METRICS_FILE}"))]

@@ -1,0 +1,134 @@
+"""What a deployed model costs, by every meter that the machine has: time, memory, bytes, operations, energy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from latency_models.backends.base import Run
+    from latency_models.device import Device
+    from latency_models.measurement import Measurement
+    from latency_models.profiler import Profiler
+    from search_spaces.cost import Workload
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A model in the form in which it runs.
+
+    Args:
+        name: What people call it.
+        graph: Its ONNX file.
+        module: The `transformers` model it was made from, where there is one: its operations can be counted.
+    """
+
+    name: str
+    graph: Path
+    module: nn.Module | None = None
+
+
+def measure_efficiency(
+    models: list[Deployed],
+    device: Device,
+    workload: Workload,
+    inputs: Mapping[str, Any],
+    profiler: Profiler,
+    *,
+    memory: bool = True,
+    seconds: float = 2.0,
+    say: Callable[[str], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Measure models interleaved, the first of them as the reference beside all others.
+
+    Args:
+        models: The reference (mostly the teacher) first.
+        device: Where they run; graphs carry their own precision.
+        workload: What one run processes.
+        inputs: Inputs of that size, by name; a graph takes those that it knows.
+        profiler: The measurement protocol.
+        memory: Whether peak memory is measured, which takes a process of its own for each model.
+        seconds: How long energy is counted, where there is a counter.
+        say: Told of each part of the work.
+
+    Returns:
+        One section a model: ``latency_ms`` (p50, p90, p99, min, n), ``speedup`` over the reference with its interval,
+        ``throughput`` (sequences per second), ``peak_memory_mb``, ``size_mb``, ``parameters``, ``macs`` and ``energy``
+        (millijoules with its source); what cannot be measured or counted is None.
+    """
+    from latency_models.backends.base import as_arrays
+    from latency_models.meters import find_energy_meter, measure_energy, peak_memory_mb, throughput
+    from latency_models.subnet_compiler import compile_model
+
+    say = say or (lambda _: None)
+    arrays = as_arrays(inputs)
+    jobs: list[Callable[[], Run]] = [
+        partial(compile_model, device, str(model.graph), _known(model.graph, arrays)) for model in models
+    ]
+    say("latency")
+    found: dict[int, Measurement] = dict(profiler.measure(list(enumerate(jobs)), jobs[0]))
+    meter = find_energy_meter(device)
+    sections = []
+    for index, model in enumerate(models):
+        measured = found[index]
+        if memory:
+            say(f"memory of {model.name}")
+        energy = None
+        if meter is not None:
+            counted = measure_energy(jobs[index](), meter, seconds=seconds)
+            energy = {"millijoules": counted.millijoules, "runs": counted.runs, "source": counted.source}
+        sections.append(
+            {
+                "latency_ms": {
+                    **{name: measured.quantile(share) for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))},
+                    "min": measured.minimum,
+                    "n": measured.n,
+                },
+                "speedup": _speedup(measured, profiler.settings.seed),
+                "throughput": throughput(workload, measured.p50),
+                "peak_memory_mb": peak_memory_mb(jobs[index]) if memory else None,
+                "size_mb": _size_mb(model.graph),
+                "parameters": None if model.module is None else sum(p.numel() for p in model.module.parameters()),
+                "macs": None if model.module is None else count_macs(model.module, inputs),
+                "energy": energy,
+            }
+        )
+    return sections
+
+
+def count_macs(module: nn.Module, inputs: Mapping[str, Any]) -> int:
+    """Multiply-accumulates of the matrix products of one forward pass, counted by torch itself."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        module(**inputs)
+    return int(counter.get_total_flops()) // 2
+
+
+def _known(graph: Path, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs that a graph takes."""
+    import onnx
+
+    names = {node.name for node in onnx.load(str(graph), load_external_data=False).graph.input}
+    return {name: values for name, values in arrays.items() if name in names}
+
+
+def _size_mb(graph: Path) -> float:
+    """Of the file, and of the weights beside it where they have one of their own."""
+    files = [graph, *graph.parent.glob(f"{graph.name}.data"), *graph.parent.glob(f"{graph.name}_data")]
+    return sum(file.stat().st_size for file in files) / 1e6
+
+
+def _speedup(measured: Measurement, seed: int) -> dict[str, float] | None:
+    from nas.workbench import median_ratio
+
+    if not measured.reference:
+        return None
+    value, low, high = median_ratio(list(measured.reference), list(measured.samples), seed)
+    return {"value": value, "low": low, "high": high}

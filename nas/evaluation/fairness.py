@@ -1,0 +1,250 @@
+"""Whether a model is as good for every group of samples, and whether it decides alike whoever is spoken of.
+
+Compression changes groups' metrics by its method and not by its size alone (Gee et al. 2024, arXiv 2403.17811), so
+every figure stands beside the teacher's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.evaluation.intervals import Estimate, Interval, Resampling, estimate
+from nas.evaluation.metrics import Measure, Rows, Tables, take
+from nas.evaluation.substitution import Substitution
+
+Groups = Mapping[str, Sequence[str]]
+# What a name in front of a metric's asks for: `worst_group_accuracy`.
+WORST, GAP, RATIO = "worst_group_", "group_gap_", "group_ratio_"
+PREFIXES = (WORST, GAP, RATIO)
+
+
+@dataclass(frozen=True, slots=True)
+class Fairness:
+    """What is asked of groups.
+
+    Args:
+        min_samples: Groups with fewer samples are shown, but nothing is claimed of them.
+        terms: Identity terms by group, exchanged for each other; see `nas.evaluation.substitution.Substitution`.
+
+    Raises:
+        ValueError: A number is out of range, or the terms do not fit each other.
+    """
+
+    min_samples: int = 50
+    terms: Mapping[str, Sequence[str]] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.min_samples, bool) or self.min_samples < 2:
+            raise ValueError(f"`min_samples` must be >= 2, but got {self.min_samples!r}.")
+        _ = self.substitution
+
+    @property
+    def substitution(self) -> Substitution | None:
+        """The exchange of terms, where there are any."""
+        return Substitution(self.terms) if self.terms else None
+
+
+def _rate(name: str) -> Measure:
+    def compute(rows: Rows) -> float:
+        from fairlearn import metrics
+
+        return float(getattr(metrics, name)(rows["labels"], rows["chosen"], pos_label=1))
+
+    return Measure(name, compute, higher_is_better=False, needs=("labels", "chosen"))
+
+
+# Of classifiers with two classes, the second of which is the positive one.
+RATES = (_rate("false_positive_rate"), _rate("false_negative_rate"))
+
+
+def has_two_classes(rows: Rows) -> bool:
+    """Whether `RATES` can be computed: one label a sample, one of two classes."""
+    probabilities = rows.get("probabilities")
+    return probabilities is not None and rows["labels"].ndim == 1 and probabilities.shape[1] == 2
+
+
+@dataclass(frozen=True, slots=True)
+class GroupScore:
+    """One group of samples.
+
+    Args:
+        name: The group's value in its column.
+        samples: How many there are.
+        too_small: Whether they are too few for a claim: such groups are shown, and count nowhere.
+        score: The measure of this group alone; None where it cannot be computed.
+    """
+
+    name: str
+    samples: int
+    too_small: bool
+    score: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Disparity:
+    """How a measure differs between the groups of a column.
+
+    Args:
+        column: What the groups are read from.
+        measure: The metric's name.
+        groups: All of them, by name.
+        worst_group: The group with the worst value among those that are large enough.
+        worst: That value; of every resample, the worst there.
+        gap: Difference between best and worst.
+        ratio: Smaller through larger of the two; 1 is parity.
+        teacher: The teacher's own worst, gap and ratio.
+    """
+
+    column: str
+    measure: str
+    groups: tuple[GroupScore, ...]
+    worst_group: str
+    worst: Interval
+    gap: Interval
+    ratio: Interval
+    teacher: Mapping[str, Interval]
+
+
+def group_frame(measure: Measure, rows: Rows, groups: Sequence[str]) -> Any:
+    """Fairlearn's frame of a measure by group.
+
+    Fairlearn hands parts of ``y_true`` to a metric; given the row numbers instead, any measure of any rows can be one.
+    """
+    from fairlearn.metrics import MetricFrame
+
+    def metric(positions: Any, _: Any) -> float:
+        return measure.compute(take(rows, np.asarray(positions, dtype=np.int64)))
+
+    places = np.arange(len(groups))
+    features = {"group": np.asarray(groups)}
+    return MetricFrame(metrics=metric, y_true=places, y_pred=places, sensitive_features=features)
+
+
+def group_metrics(measure: Measure, rows: Rows, groups: Groups, min_samples: int) -> dict[str, float]:
+    """``worst_group_``, ``group_gap_`` and ``group_ratio_`` of a measure over the groups of all columns.
+
+    Args:
+        measure: The metric.
+        rows: Of samples.
+        groups: Column -> the samples' values in it.
+        min_samples: Groups with fewer samples do not count.
+
+    Raises:
+        ValueError: There are no two groups that are large enough.
+    """
+    worst, gap, ratio = [], [], []
+    for column, values in groups.items():
+        kept = _large(column, values, min_samples)
+        frame = group_frame(measure, take(rows, kept), [values[int(row)] for row in kept])
+        worst.append(float(frame.group_min() if measure.higher_is_better else frame.group_max()))
+        gap.append(float(frame.difference()))
+        ratio.append(float(frame.ratio()))
+    if not worst:
+        raise ValueError("groups need `group_columns` of the data, but none is named.")
+    name = measure.name
+    return {
+        WORST + name: min(worst) if measure.higher_is_better else max(worst),
+        GAP + name: max(gap),
+        RATIO + name: min(ratio),
+    }
+
+
+def disparity(
+    measure: Measure,
+    own: Rows,
+    teacher: Rows,
+    column: str,
+    groups: Sequence[str],
+    *,
+    min_samples: int = 50,
+    resampling: Resampling | None = None,
+) -> Disparity:
+    """A measure by group, with intervals, beside the teacher's.
+
+    Args:
+        measure: The metric.
+        own: The model's rows of samples.
+        teacher: The teacher's.
+        column: What the groups are called together.
+        groups: Each sample's group.
+        min_samples: Groups with fewer samples are shown, but nothing is claimed of them.
+        resampling: How intervals are drawn: within every group, so that all keep their size.
+
+    Raises:
+        ValueError: There are no two groups that are large enough.
+    """
+    resampling, values = resampling or Resampling(), np.asarray(groups)
+    names = sorted(set(groups))
+    places = {name: np.flatnonzero(values == name) for name in names}
+    large = [name for name in names if len(places[name]) >= min_samples]
+    _large(column, groups, min_samples)
+    scores = tuple(
+        GroupScore(name, len(at), len(at) < min_samples, _score(measure, take(own, at), take(teacher, at), resampling))
+        for name, at in places.items()
+    )
+    sides = {}
+    for side, rows in (("own", own), ("teacher", teacher)):
+        drawn = [_draw(measure, take(rows, places[name]), resampling) for name in large]
+        sides[side] = _spread(np.array(drawn), resampling, higher=measure.higher_is_better)
+    exact = group_frame(measure, own, groups).by_group
+    by_name = {name: float(exact.loc[name]) for name in large}
+    worst_group = min(large, key=lambda name: by_name[name] if measure.higher_is_better else -by_name[name])
+    return Disparity(column, measure.name, scores, worst_group, **sides["own"], teacher=sides["teacher"])
+
+
+def _large(column: str, groups: Sequence[str], min_samples: int) -> NDArray[np.int64]:
+    """Rows of the groups that are large enough."""
+    names, counts = np.unique(np.asarray(groups), return_counts=True)
+    large = names[counts >= min_samples]
+    if len(large) < 2:
+        raise ValueError(
+            f"`{column}` must have at least 2 groups of {min_samples} samples or more, but has {len(large)}: lower "
+            "`fairness.min_samples` or give a larger split."
+        )
+    return np.flatnonzero(np.isin(np.asarray(groups), large))
+
+
+def _score(measure: Measure, own: Rows, teacher: Rows, resampling: Resampling) -> Estimate | None:
+    tables: tuple[Tables, Tables] = ({measure.table: own}, {measure.table: teacher})
+    try:
+        found = estimate(measure, *tables, resampling)
+    except ValueError:
+        return None  # A single sample, or a metric that needs both classes.
+    return found if np.isfinite(found.value.value) else None
+
+
+def _draw(measure: Measure, rows: Rows, resampling: Resampling) -> NDArray[np.float64]:
+    """A group's value, first, and its values in resamples of its own samples, ``(1 + resamples,)``."""
+    size = len(next(iter(rows.values())))
+    generator = np.random.default_rng(resampling.seed)
+    if measure.ratio is not None:
+        above, below = (None if name is None else rows[name].astype(np.float64) for name in measure.ratio)
+        assert above is not None
+        draws = [generator.integers(0, size, size) for _ in range(resampling.resamples)]
+        values = [above[d].sum() / (size if below is None else below[d].sum()) for d in draws]
+    else:
+        compute = measure.quick or measure.compute
+        values = [compute(take(rows, generator.integers(0, size, size))) for _ in range(resampling.resamples)]
+    return np.array([measure.compute(rows), *values])
+
+
+def _spread(drawn: NDArray[np.float64], resampling: Resampling, *, higher: bool) -> dict[str, Interval]:
+    """Worst, gap and ratio of values ``(groups, 1 + resamples)``, the first of which is the exact one."""
+    low, high = drawn.min(axis=0), drawn.max(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(high > 0, low / high, np.nan)
+    return {
+        "worst": _interval(low if higher else high, resampling.confidence),
+        "gap": _interval(high - low, resampling.confidence),
+        "ratio": _interval(ratio, resampling.confidence),
+    }
+
+
+def _interval(values: NDArray[np.float64], confidence: float) -> Interval:
+    low, high = np.quantile(values[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(values[0]), float(low), float(high))
