@@ -99,7 +99,12 @@ class JudgeBench:
 
         bench = self.bench
         outputs = TeacherOutputs(bench.task, (), str(bench.cache), model=bench.teacher)
-        return Judge(bench.task, outputs, self._run(self.teacher)[0], self.aspects, self.split)
+        return Judge(bench.task, outputs, self._teacher_run, self.aspects, self.split)
+
+    @cached_property
+    def _teacher_run(self) -> Run:
+        task, model = self.bench.task, self.bench.teacher
+        return lambda batch: task.outputs(model, batch)
 
     def _card(self, subject: Subject) -> ReportCard:
         judge, task = self.judge, self.bench.task
@@ -131,6 +136,8 @@ class JudgeBench:
         from nas.evaluation.evaluate import onnx_run
 
         task = self.bench.task
+        if subject.path == self.teacher.path:
+            return self._teacher_run, 64
         if subject.kind == "onnx":
             # Dynamic quantisation scales activations over the whole batch, so it is judged as deployed, one by one.
             return onnx_run(str(subject.graph), task, self.bench.device.threads), 1

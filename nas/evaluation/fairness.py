@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.evaluation.intervals import Estimate, Interval, Resampling, estimate
-from nas.evaluation.metrics import Measure, Rows, Tables, take
+from nas.evaluation.intervals import Estimate, Interval, Resampling, Values, estimate
+from nas.evaluation.metrics import Measure, Rows, ratio_of, take
 from nas.evaluation.substitution import Substitution
 
 Groups = Mapping[str, Sequence[str]]
@@ -49,23 +49,11 @@ class Fairness:
         return Substitution(self.terms) if self.terms else None
 
 
-def _rate(name: str) -> Measure:
-    def compute(rows: Rows) -> float:
-        from fairlearn import metrics
-
-        return float(getattr(metrics, name)(rows["labels"], rows["chosen"], pos_label=1))
-
-    return Measure(name, compute, higher_is_better=False, needs=("labels", "chosen"))
-
-
-# Of classifiers with two classes, the second of which is the positive one.
-RATES = (_rate("false_positive_rate"), _rate("false_negative_rate"))
-
-
-def has_two_classes(rows: Rows) -> bool:
-    """Whether `RATES` can be computed: one label a sample, one of two classes."""
-    probabilities = rows.get("probabilities")
-    return probabilities is not None and rows["labels"].ndim == 1 and probabilities.shape[1] == 2
+# Of classifiers with two classes, the second of which is the positive one; the rest have no such columns.
+RATES = (
+    ratio_of("false_positive_rate", "accused", "negatives", higher_is_better=False),
+    ratio_of("false_negative_rate", "missed", "positives", higher_is_better=False),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,23 +166,43 @@ def disparity(
     Raises:
         ValueError: There are no two groups that are large enough.
     """
-    resampling, values = resampling or Resampling(), np.asarray(groups)
-    names = sorted(set(groups))
-    places = {name: np.flatnonzero(values == name) for name in names}
-    large = [name for name in names if len(places[name]) >= min_samples]
+    resampling = resampling or Resampling()
     _large(column, groups, min_samples)
+    drawn = {
+        name: _drawn(measure, own, teacher, np.flatnonzero(np.asarray(groups) == name), resampling)
+        for name in sorted(set(groups))
+    }
     scores = tuple(
-        GroupScore(name, len(at), len(at) < min_samples, _score(measure, take(own, at), take(teacher, at), resampling))
-        for name, at in places.items()
+        GroupScore(name, group.samples, group.samples < min_samples, group.score) for name, group in drawn.items()
     )
-    sides = {}
-    for side, rows in (("own", own), ("teacher", teacher)):
-        drawn = [_draw(measure, take(rows, places[name]), resampling) for name in large]
-        sides[side] = _spread(np.array(drawn), resampling, higher=measure.higher_is_better)
-    exact = group_frame(measure, own, groups).by_group
-    by_name = {name: float(exact.loc[name]) for name in large}
-    worst_group = min(large, key=lambda name: by_name[name] if measure.higher_is_better else -by_name[name])
-    return Disparity(column, measure.name, scores, worst_group, **sides["own"], teacher=sides["teacher"])
+    large = [name for name, group in drawn.items() if group.samples >= min_samples]
+    sides = [
+        _spread(np.array([getattr(drawn[name], side) for name in large]), resampling, higher=measure.higher_is_better)
+        for side in ("own", "teacher")
+    ]
+    exact = np.array([drawn[name].own[0] for name in large])
+    worst = int(np.nanargmin(exact) if measure.higher_is_better else np.nanargmax(exact))
+    return Disparity(column, measure.name, scores, large[worst], **sides[0], teacher=sides[1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A group's values and its teacher's, the exact ones first, then those of resamples of its own samples."""
+
+    samples: int
+    own: Values
+    teacher: Values
+    score: Estimate | None
+
+
+def _drawn(measure: Measure, own: Rows, teacher: Rows, places: NDArray[np.int64], resampling: Resampling) -> _Drawn:
+    size = len(places)
+    if size < 2:
+        return _Drawn(size, np.array([]), np.array([]), None)
+    rows, other = take(own, places), take(teacher, places)
+    values = resampling.values(measure, other)
+    score = estimate(measure, {measure.table: rows}, {measure.table: other}, resampling, values)
+    return _Drawn(size, resampling.values(measure, rows), values, score if np.isfinite(score.value.value) else None)
 
 
 def _large(column: str, groups: Sequence[str], min_samples: int) -> NDArray[np.int64]:
@@ -209,42 +217,13 @@ def _large(column: str, groups: Sequence[str], min_samples: int) -> NDArray[np.i
     return np.flatnonzero(np.isin(np.asarray(groups), large))
 
 
-def _score(measure: Measure, own: Rows, teacher: Rows, resampling: Resampling) -> Estimate | None:
-    tables: tuple[Tables, Tables] = ({measure.table: own}, {measure.table: teacher})
-    try:
-        found = estimate(measure, *tables, resampling)
-    except ValueError:
-        return None  # A single sample, or a metric that needs both classes.
-    return found if np.isfinite(found.value.value) else None
-
-
-def _draw(measure: Measure, rows: Rows, resampling: Resampling) -> NDArray[np.float64]:
-    """A group's value, first, and its values in resamples of its own samples, ``(1 + resamples,)``."""
-    size = len(next(iter(rows.values())))
-    generator = np.random.default_rng(resampling.seed)
-    if measure.ratio is not None:
-        above, below = (None if name is None else rows[name].astype(np.float64) for name in measure.ratio)
-        assert above is not None
-        draws = [generator.integers(0, size, size) for _ in range(resampling.resamples)]
-        values = [above[d].sum() / (size if below is None else below[d].sum()) for d in draws]
-    else:
-        compute = measure.quick or measure.compute
-        values = [compute(take(rows, generator.integers(0, size, size))) for _ in range(resampling.resamples)]
-    return np.array([measure.compute(rows), *values])
-
-
 def _spread(drawn: NDArray[np.float64], resampling: Resampling, *, higher: bool) -> dict[str, Interval]:
     """Worst, gap and ratio of values ``(groups, 1 + resamples)``, the first of which is the exact one."""
     low, high = drawn.min(axis=0), drawn.max(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(high > 0, low / high, np.nan)
     return {
-        "worst": _interval(low if higher else high, resampling.confidence),
-        "gap": _interval(high - low, resampling.confidence),
-        "ratio": _interval(ratio, resampling.confidence),
+        "worst": resampling.interval(low if higher else high),
+        "gap": resampling.interval(high - low),
+        "ratio": resampling.interval(ratio),
     }
-
-
-def _interval(values: NDArray[np.float64], confidence: float) -> Interval:
-    low, high = np.quantile(values[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(values[0]), float(low), float(high))

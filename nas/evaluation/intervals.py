@@ -6,21 +6,19 @@ is common to both, so that the interval of their ratio is far narrower than thos
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.evaluation.metrics import Measure, Rows, Tables, take
+from nas.evaluation.metrics import Measure, Rows, Tables, count_rows, take
 
-Statistic = Callable[[NDArray[np.int64]], NDArray[np.float64]]
+Values = NDArray[np.float64]
 # A costly measure's few resamples still show its spread to some 5 %.
 _QUICK_RESAMPLES = 200
-# Resamples of many samples by many draws fill the memory when they are made at once.
-_BATCH = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,39 +57,43 @@ class Resampling:
         if not 0 < self.confidence < 1:
             raise ValueError(f"`confidence` must be between 0 and 1, but got {self.confidence!r}.")
 
-    def draw(self, statistic: Statistic, samples: int, most: int | None = None) -> NDArray[np.float64]:
-        """Quantiles of a statistic over resamples of rows.
+    def values(self, measure: Measure, rows: Rows) -> Values:
+        """A measure of all rows, first, and of every resample of them, ``(1 + resamples,)``.
 
-        Args:
-            statistic: From row numbers ``(resamples, samples)`` to values ``(values, resamples)``.
-            samples: How many rows there are.
-            most: At most so many resamples.
-
-        Returns:
-            ``(values, 2)``: where each value's interval begins and ends.
+        The same seed draws the same rows of any two tables of one length, so that values of two models are paired.
 
         Raises:
             ValueError: There are fewer than 2 rows.
         """
-        from scipy.stats import DegenerateDataWarning, bootstrap
+        size = count_rows(rows)
+        if size < 2:
+            raise ValueError(f"an interval needs at least 2 samples, but there are {size}.")
+        exact = measure.compute(rows)
+        if measure.ratio is not None:
+            return np.array([exact, *self._ratios(measure, rows, size)])
+        if measure.quick is None:
+            return np.array([exact, *(measure.compute(take(rows, drawn)) for drawn in self._draws(size))])
+        # The quick form shows the spread; where it is centred is known exactly.
+        shift = exact - measure.quick(rows)
+        draws = islice(self._draws(size), _QUICK_RESAMPLES)
+        return np.array([exact, *(shift + measure.quick(take(rows, drawn)) for drawn in draws)])
 
-        if samples < 2:
-            raise ValueError(f"an interval needs at least 2 samples, but there are {samples}.")
-        with warnings.catch_warnings():
-            # A value that is not finite in some resamples gets no interval; that is for the caller to see.
-            warnings.simplefilter("ignore", DegenerateDataWarning)
-            result = bootstrap(
-                (np.arange(samples),),
-                lambda rows, axis=-1: statistic(np.moveaxis(np.atleast_2d(rows), axis, -1)),
-                vectorized=True,
-                n_resamples=min(self.resamples, most or self.resamples),
-                confidence_level=self.confidence,
-                method="percentile",
-                batch=max(1, _BATCH // samples),
-                rng=np.random.default_rng(self.seed),
-            )
-        interval = result.confidence_interval
-        return np.stack([np.asarray(interval.low), np.asarray(interval.high)], axis=-1)
+    def interval(self, values: Values) -> Interval:
+        """The first value, with percentiles of the others; no bounds where some of them are not finite."""
+        low, high = np.quantile(values[1:], [(1 - self.confidence) / 2, (1 + self.confidence) / 2])
+        return Interval(float(values[0]), float(low), float(high))
+
+    def _draws(self, size: int) -> Iterator[NDArray[np.int64]]:
+        generator = np.random.default_rng(self.seed)
+        return (generator.integers(0, size, size) for _ in range(self.resamples))
+
+    def _ratios(self, measure: Measure, rows: Rows, size: int) -> Iterator[float]:
+        assert measure.ratio is not None
+        above, below = (None if name is None else rows[name].astype(np.float64) for name in measure.ratio)
+        assert above is not None
+        with np.errstate(divide="ignore", invalid="ignore"):
+            for drawn in self._draws(size):
+                yield float(above[drawn].sum() / np.float64(size if below is None else below[drawn].sum()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,13 @@ class Estimate:
     samples: int
 
 
-def estimate(measure: Measure, own: Tables, teacher: Tables, resampling: Resampling | None = None) -> Estimate:
+def estimate(
+    measure: Measure,
+    own: Tables,
+    teacher: Tables,
+    resampling: Resampling | None = None,
+    teacher_values: Values | None = None,
+) -> Estimate:
     """A measure with its intervals, and its retention.
 
     Args:
@@ -125,32 +133,31 @@ def estimate(measure: Measure, own: Tables, teacher: Tables, resampling: Resampl
         own: The model's tables.
         teacher: The teacher's, of the same samples in the same order.
         resampling: How intervals are drawn.
+        teacher_values: What `Resampling.values` gave for the teacher, where that is known.
 
     Raises:
         ValueError: The two have not the same number of samples, or fewer than 2.
     """
     resampling = resampling or Resampling()
     rows, other = own[measure.table], teacher[measure.table]
-    samples = _paired(rows, other)
-    sides = (rows,) if measure.agreement else (rows, other)
-    exact = np.array([measure.compute(side) for side in sides])
-    kept = _kept(exact, higher=measure.higher_is_better)
-
-    def statistic(positions: NDArray[np.int64]) -> NDArray[np.float64]:
-        values = np.stack([_resampled(measure, side, positions) for side in sides])
-        return np.concatenate([values, _kept(values, higher=measure.higher_is_better)])
-
-    bounds = resampling.draw(statistic, samples, _QUICK_RESAMPLES if measure.quick else None)
-    if measure.quick:
-        centre = statistic(np.arange(samples)[None, :])[:, 0]
-        bounds = bounds + (np.concatenate([exact, kept]) - centre)[:, None]
-    intervals = [
-        Interval(float(value), float(low), float(high))
-        for value, (low, high) in zip(np.concatenate([exact, kept]), bounds, strict=True)
-    ]
-    found = intervals[2] if len(intervals) > 2 and np.isfinite(intervals[2].to_list()).all() else None
-    second = None if measure.agreement else intervals[1]
-    return Estimate(measure.name, intervals[0], second, found, measure.higher_is_better, samples)
+    if (size := count_rows(rows)) != count_rows(other):
+        raise ValueError(f"two models must be judged on the same samples, but there are {size}, {count_rows(other)}.")
+    values = resampling.values(measure, rows)
+    value = resampling.interval(values)
+    if measure.agreement:
+        return Estimate(measure.name, value, None, None, measure.higher_is_better, size)
+    reference = resampling.values(measure, other) if teacher_values is None else teacher_values
+    above, below = (values, reference) if measure.higher_is_better else (reference, values)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kept = resampling.interval(np.where(below > 0, above / below, np.nan))
+    return Estimate(
+        name=measure.name,
+        value=value,
+        teacher=resampling.interval(reference),
+        retention=kept if np.isfinite(kept.to_list()).all() else None,
+        higher_is_better=measure.higher_is_better,
+        samples=size,
+    )
 
 
 def mcnemar(own: NDArray[Any], teacher: NDArray[Any]) -> dict[str, float]:
@@ -170,32 +177,3 @@ def mcnemar(own: NDArray[Any], teacher: NDArray[Any]) -> dict[str, float]:
     won = int((np.asarray(own, dtype=bool) & ~np.asarray(teacher, dtype=bool)).sum())
     p_value = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
     return {"teacher_only": lost, "own_only": won, "p_value": p_value}
-
-
-def _paired(own: Rows, teacher: Rows) -> int:
-    sizes = {len(values) for side in (own, teacher) for values in side.values()}
-    if len(sizes) != 1:
-        raise ValueError(f"two models must be judged on the same samples, but there are {', '.join(map(str, sizes))}.")
-    return sizes.pop()
-
-
-def _kept(values: NDArray[np.float64], *, higher: bool) -> NDArray[np.float64]:
-    """Retention of ``(own, teacher)`` values; nothing of a model without a counterpart."""
-    if len(values) < 2:
-        return values[:0]
-    above, below = (values[0], values[1]) if higher else (values[1], values[0])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(below > 0, above / below, np.nan)[None]
-
-
-def _resampled(measure: Measure, rows: Rows, positions: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The measure of each row of positions, ``(resamples,)``."""
-    if measure.ratio is not None:
-        above, below = (None if name is None else rows[name] for name in measure.ratio)
-        assert above is not None
-        sums = above.astype(np.float64)[positions].sum(axis=1)
-        counts = positions.shape[1] if below is None else below.astype(np.float64)[positions].sum(axis=1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(sums / counts)
-    compute = measure.quick or measure.compute
-    return np.array([compute(take(rows, chosen)) for chosen in positions])

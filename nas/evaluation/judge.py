@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from nas.evaluation.aspects import Aspects
 from nas.evaluation.calibration import CALIBRATION, fit_temperature, reliability
 from nas.evaluation.evaluate import Run, predict
-from nas.evaluation.fairness import RATES, disparity, has_two_classes
-from nas.evaluation.intervals import estimate, mcnemar
+from nas.evaluation.fairness import RATES, disparity
+from nas.evaluation.intervals import Values, estimate, mcnemar
 from nas.evaluation.metrics import SAMPLES, Measure, Rows, Tables
 from nas.evaluation.robustness import Condition, PerturbedSplit, measure_fall, summary
 from nas.evaluation.substituted import SubstitutedSplit
@@ -67,6 +67,7 @@ class Judge:
         self.temperature_split = temperature_split
         self._say: Callable[[str], None] = lambda _: None
         self._perturbed_teacher: dict[Condition, Outputs] = {}
+        self._teacher_values: dict[str, Values] = {}
 
     @cached_property
     def quality(self) -> Measure:
@@ -87,13 +88,12 @@ class Judge:
     def quality_section(self, model: Judged) -> Section:
         """Every measure with its interval, the teacher's and the retention; McNemar's test where there are classes."""
         self._say("quality")
-        own, teacher = self._tables(model.outputs), self._teacher_tables
+        own = self._tables(model.outputs)
         section: Section = {"metrics": {}}
         for measure in self.task.measures:
             if measure.fits(own) and np.isfinite(measure(own)):
-                found = estimate(measure, own, teacher, self.aspects.intervals)
-                section["metrics"][measure.name] = _without_name(asdict(found))
-        rows, other = own.get(SAMPLES, {}), teacher.get(SAMPLES, {})
+                section["metrics"][measure.name] = self._estimate(measure, own)
+        rows, other = own.get(SAMPLES, {}), self._teacher_tables.get(SAMPLES, {})
         if "correct" in rows and "chosen" in rows and rows["labels"].ndim == 1:
             section["mcnemar"] = mcnemar(rows["correct"], other["correct"])
         return section
@@ -105,10 +105,7 @@ class Judge:
             return None
         self._say("calibration")
         section: Section = {
-            "metrics": {
-                measure.name: _without_name(asdict(estimate(measure, own, teacher, self.aspects.intervals)))
-                for measure in CALIBRATION
-            },
+            "metrics": {measure.name: self._estimate(measure, own) for measure in CALIBRATION},
             "reliability": [asdict(point) for point in reliability(own[SAMPLES])],
             "teacher_reliability": [asdict(point) for point in reliability(teacher[SAMPLES])],
         }
@@ -129,7 +126,7 @@ class Judge:
         if groups:
             self._say("groups")
             own, teacher = self._tables(model.outputs)[SAMPLES], self._teacher_tables[SAMPLES]
-            measures = (self.quality, *(RATES if has_two_classes(own) else ()))
+            measures = (self.quality, *(rate for rate in RATES if rate.fits({SAMPLES: own})))
             section["min_samples"] = settings.min_samples
             section["columns"] = [
                 asdict(
@@ -155,11 +152,12 @@ class Judge:
         falls = []
         for condition in split.conditions:
             self._say(f"{condition.kind} {condition.strength:g}")
-            own = split.outputs(model.run, condition, model.outputs, model.batch_size)
-            perturbed = (
-                split.tables(own, self._teacher_outputs),
-                split.tables(self._teacher_perturbed(condition), self._teacher_outputs),
-            )
+            reference = self._teacher_perturbed(condition)
+            if model.run is self.teacher_run:
+                own = reference
+            else:
+                own = split.outputs(model.run, condition, model.outputs, model.batch_size)
+            perturbed = split.tables(own, self._teacher_outputs), split.tables(reference, self._teacher_outputs)
             falls.append(measure_fall(split, condition, clean, perturbed, self.aspects.intervals))
         return {
             "measure": split.measure.name,
@@ -170,6 +168,14 @@ class Judge:
         }
 
     # -- parts ------------------------------------------------------------------------------------------------------
+
+    def _estimate(self, measure: Measure, own: Tables) -> Section:
+        """A measure beside the teacher's, whose resamples are drawn once for all models."""
+        resampling, teacher = self.aspects.intervals, self._teacher_tables
+        if measure.name not in self._teacher_values and not measure.agreement:
+            self._teacher_values[measure.name] = resampling.values(measure, teacher[measure.table])
+        values = self._teacher_values.get(measure.name)
+        return _without_name(asdict(estimate(measure, own, teacher, resampling, values)))
 
     def _tables(self, outputs: Outputs) -> Tables:
         return self.task.tables(self.split, outputs, self._teacher_outputs)

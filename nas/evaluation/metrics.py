@@ -73,6 +73,18 @@ def computed(measures: Iterable[Measure], tables: Tables) -> dict[str, float]:
     return {measure.name: measure(tables) for measure in measures if measure.fits(tables)}
 
 
+def count_rows(rows: Rows) -> int:
+    """How many rows there are.
+
+    Raises:
+        ValueError: The columns differ in length.
+    """
+    sizes = {len(values) for values in rows.values()}
+    if len(sizes) != 1:
+        raise ValueError(f"columns must be of one length, but are of {', '.join(map(str, sorted(sizes)))}.")
+    return sizes.pop()
+
+
 def take(rows: Rows, positions: NDArray[Any]) -> Rows:
     """Rows at these positions (indices or a mask), of every column."""
     return {name: values[positions] for name, values in rows.items()}
@@ -91,13 +103,14 @@ def classification_rows(student: Floats, teacher: Floats, labels: NDArray[np.int
 
     Returns:
         ``labels``, ``chosen``, ``probabilities``, ``correct``, ``agrees`` (same class chosen as by the teacher), and
-        ``kl`` (Kullback-Leibler divergence from the teacher's distribution to the student's, nats).
+        ``kl`` (Kullback-Leibler divergence from the teacher's distribution to the student's, nats). Of two classes
+        also, by the second: ``positives``, ``negatives``, and which of these are ``missed`` and ``accused``.
     """
     from scipy.special import rel_entr, softmax
 
     chosen, reference = student.argmax(axis=1), teacher.argmax(axis=1)
     own, other = (softmax(np.asarray(side, dtype=np.float64), axis=1) for side in (student, teacher))
-    return {
+    rows = {
         "labels": labels,
         "chosen": chosen,
         "probabilities": own,
@@ -105,18 +118,33 @@ def classification_rows(student: Floats, teacher: Floats, labels: NDArray[np.int
         "agrees": (chosen == reference).astype(np.float64),
         "kl": rel_entr(other, np.maximum(own, np.finfo(np.float64).tiny)).sum(axis=1),
     }
+    if own.shape[1] == 2:
+        rows |= {"positives": labels == 1, "negatives": labels == 0}
+        rows |= {"missed": (labels == 1) & (chosen == 0), "accused": (labels == 0) & (chosen == 1)}
+    return rows
+
+
+def _cells(rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Labels and choices of every pair of them that occurs, and how often it does: far fewer than samples."""
+    labels, chosen = rows["labels"], rows["chosen"]
+    classes = 1 + max(int(labels.max(initial=0)), int(chosen.max(initial=0)))
+    counts = np.bincount(labels * classes + chosen, minlength=classes**2)
+    cells = np.flatnonzero(counts)
+    return cells // classes, cells % classes, counts[cells]
 
 
 def _macro_f1(rows: Rows) -> float:
     from sklearn.metrics import f1_score
 
-    return float(f1_score(rows["labels"], rows["chosen"], average="macro", zero_division=0.0))
+    labels, chosen, counts = _cells(rows)
+    return float(f1_score(labels, chosen, average="macro", zero_division=0.0, sample_weight=counts))
 
 
 def _mcc(rows: Rows) -> float:
     from sklearn.metrics import matthews_corrcoef
 
-    return float(matthews_corrcoef(rows["labels"], rows["chosen"]))
+    labels, chosen, counts = _cells(rows)
+    return float(matthews_corrcoef(labels, chosen, sample_weight=counts))
 
 
 CLASSIFICATION = (
@@ -158,15 +186,18 @@ def multi_label_rows(student: Floats, teacher: Floats, labels: NDArray[np.float3
     }
 
 
-def _micro_f1(rows: Rows) -> float:
-    from sklearn.metrics import f1_score
+def _multi_label_f1(average: str) -> Measure:
+    def compute(rows: Rows) -> float:
+        from sklearn.metrics import f1_score
 
-    return float(f1_score(rows["labels"], rows["chosen"], average="micro", zero_division=0.0))
+        return float(f1_score(rows["labels"], rows["chosen"], average=average, zero_division=0.0))
+
+    return Measure(f"{average}_f1", compute)
 
 
 MULTI_LABEL = (
-    Measure("micro_f1", _micro_f1),
-    Measure("macro_f1", _macro_f1),
+    _multi_label_f1("micro"),
+    _multi_label_f1("macro"),
     ratio_of("accuracy", "correct"),
     ratio_of("agreement", "agrees", agreement=True),
     ratio_of("kl", "kl", agreement=True, higher_is_better=False),

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from nas.evaluation.fairness import RATES, Fairness, disparity, group_frame, group_metrics, has_two_classes
+from nas.evaluation.fairness import RATES, Fairness, disparity, group_frame, group_metrics
 from nas.evaluation.intervals import Resampling
-from nas.evaluation.metrics import CLASSIFICATION, Rows, classification_rows
+from nas.evaluation.metrics import CLASSIFICATION, SAMPLES, Rows, classification_rows
 from nas.evaluation.substitution import COUNTERFACTUAL, Substitution, substitution_rows
 
 GENERATOR = np.random.default_rng(0)
@@ -117,8 +117,8 @@ class TestGroups:
 
     def test_two_classes(self) -> None:
         own, _, _ = world()
-        assert has_two_classes(own)
-        assert not has_two_classes(classification_rows(np.eye(3), np.eye(3), np.arange(3)))
+        assert RATES[0].fits({SAMPLES: own})
+        assert not RATES[0].fits({SAMPLES: classification_rows(np.eye(3), np.eye(3), np.arange(3))})
 
     def test_mistakes(self) -> None:
         own, teacher, groups = world()

@@ -128,6 +128,8 @@ def test_mcnemar_by_hand(lost: int, won: int) -> None:
 
 class TestMistakes:
     def test_unpaired_samples(self) -> None:
+        with pytest.raises(ValueError, match="must be of one length, but are of 2, 3"):
+            estimate(MEAN, {SAMPLES: {"values": np.ones(3), "x": np.ones(2)}}, table(np.ones(3)))
         with pytest.raises(ValueError, match="judged on the same samples, but there are 3, 4"):
             estimate(MEAN, table(np.ones(3)), table(np.ones(4)))
 

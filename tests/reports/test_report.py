@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nas.evaluation.card import ReportCard
 from nas.reports.data import ExploredTrial, Interval, LoadCommand, ModelRow, PredictorScore, Report, StageTiming
 from nas.reports.drawing import describe_block, draw_subnet
 from nas.reports.figures import front_figure, predicted_vs_measured_figure, sensitivity_figure
@@ -287,3 +288,26 @@ def test_descriptions_tell_what_differs() -> None:
     assert describe(make_subnet(4, skip=True)).startswith("5 blocks, heads 0-12")
     block = BlockConfig(heads=8, kv_heads=2, ffn=0, rank_qkv=96, precision="int8")
     assert describe_block(3, block) == "block 3: 8/2 heads, no FFN, rank 96 on query, key, value, int8"
+
+
+def test_report_cards_stand_side_by_side_and_names_stay_text(tmp_path: Path) -> None:
+    def interval(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.02, "high": value + 0.02}
+
+    entry = {
+        "value": interval(0.9), "teacher": interval(0.95), "retention": interval(0.947), "higher_is_better": True,
+        "samples": 100,
+    }  # fmt: skip
+    task = {"kind": "text_classification", "data": "d", "split": "test", "samples": 100, "measure": "accuracy"}
+    cards = [
+        ReportCard(name, {"path": "p", "kind": "onnx", "teacher": "t"}, task, {}, {"metrics": {"accuracy": entry}})
+        for name in (HOSTILE, "other")
+    ]
+    report = dataclasses.replace(make_report(), cards=tuple(card.to_dict() for card in cards))
+    report.save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json").cards == report.cards
+    page = render_page(report)
+    reader = read_page(page)
+    assert ("id", "cards") in reader.attributes
+    assert "94.7 %" in page
+    assert "img" not in reader.tags

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nas.dashboard.app import Ask, Shown
@@ -69,10 +70,12 @@ def _share(model: ModelRow, teacher: ModelRow, metric: str) -> str:
 
 
 def sections(study: Study, name: str) -> list[Section]:
-    """What `nas evaluate` wrote beside the model, each group of numbers a section; empty where it wrote nothing."""
-    folder = study.facts.directory / "models" if study.facts.directory else None
-    # Only a folder that is really there: a name from a file never becomes a path.
-    known = {path.name: path for path in folder.iterdir() if path.is_dir()} if folder and folder.is_dir() else {}
+    """The model's report card, or else what its export wrote; each group of numbers a section, if there is any."""
+    known: dict[str, Path] = {}
+    for folder in (study.facts.directory / part for part in ("models", "cards") if study.facts.directory):
+        # Only a folder that is really there: a name from a file never becomes a path.
+        inside = folder.iterdir() if folder.is_dir() else ()
+        known |= {path.name: path for path in inside if (path / METRICS_FILE).is_file()}
     if name not in known:
         return []
     try:
