@@ -20,6 +20,7 @@ from nas.progress import Progress
 from nas.tasks.data import TextData
 from nas.tasks.text import TextClassification
 
+NAMES = ("trec", "reddit_bias")
 EPOCHS, LEARNING_RATE, BATCH = 2, 1e-4, 32
 
 
@@ -64,10 +65,12 @@ def teacher_of(name: str, folder: Path) -> TextClassification:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=["trec", "reddit_bias"], default=["trec", "reddit_bias"])
+    parser.add_argument("names", nargs="*", help=f"which: {', '.join(NAMES)}; all by default")
     parser.add_argument("--data", type=Path, default=common.ASSETS, metavar="DIR")
     options = parser.parse_args(arguments)
-    for name in options.names:
+    if unknown := [name for name in options.names if name not in NAMES]:
+        parser.error(f"unknown teacher {unknown[0]!r}; known are {', '.join(NAMES)}")
+    for name in options.names or NAMES:
         print(teacher_of(name, options.data).model)
     return 0
 
