@@ -19,8 +19,10 @@ def read_tables(path: str, subset: str | None = None, encoding: str = "utf-8") -
 
     Args:
         path: A file (``.csv``, ``.tsv``, ``.jsonl``, ``.json``, ``.txt``, each also with ``.gz``, or ``.parquet``), a
-            folder of such files named after their splits, a folder written by ``datasets.save_to_disk``, or the name
-            of a data set on the Hugging Face hub. A text file is a table with the column ``text``, one row a line.
+            folder of such files named after their splits, a folder of class folders with one text a ``.txt`` file (as
+            scikit-learn's ``load_files`` reads; alone or below folders of splits: ``train/spam/1.txt``), a folder
+            written by ``datasets.save_to_disk``, or the name of a data set on the Hugging Face hub. A text file is a
+            table with the column ``text``, one row a line; class folders give the columns ``text`` and ``label``.
         subset: Name of the data set's configuration on the hub (``sst2`` of ``glue``).
         encoding: Of text files.
 
@@ -37,6 +39,8 @@ def read_tables(path: str, subset: str | None = None, encoding: str = "utf-8") -
     if place.is_dir():
         if any((place / name).is_file() for name in ("dataset_dict.json", "state.json", "dataset_info.json")):
             return _saved_folder(place)
+        if classes := class_folders(place, (".txt",)):
+            return {split: _texts(files, encoding) for split, files in classes.items()}
         return _folder_of_files(place, encoding)
     if place.is_absolute() or path.startswith((".", "~")) or _suffix(place) in SUFFIXES:
         raise FileNotFoundError(f"`path` must be an existing file or folder, but there is no {path!r}.")
@@ -66,6 +70,29 @@ def read_file(file: Path, encoding: str = "utf-8") -> pd.DataFrame:
         raise
     except (ValueError, pd.errors.ParserError, OSError) as error:
         raise ValueError(f"{file}: cannot be read as {suffix[1:]}: {error}") from error
+
+
+def class_folders(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[tuple[Path, str]]]:
+    """Files that lie in folders named after their class, alone or below folders of splits.
+
+    Returns:
+        Split (``""`` where there are none) -> files with their classes; empty where the folder is something else.
+    """
+
+    def inside(place: Path) -> list[tuple[Path, str]]:
+        folders = sorted(path for path in place.iterdir() if path.is_dir())
+        return [(file, path.name) for path in folders for file in sorted(path.iterdir()) if _suffix(file) in suffixes]
+
+    if files := inside(folder):
+        return {"": files}
+    splits = {path.name: inside(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    return {name: files for name, files in splits.items() if files}
+
+
+def _texts(files: list[tuple[Path, str]], encoding: str) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame([(_decode(file, encoding), label) for file, label in files], columns=["text", "label"])
 
 
 class _EncodingError(ValueError):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nas.tasks.batching import Rows, by_length, shuffled
 from nas.tasks.cache import Arrays, cached_arrays, content_key
 from nas.tasks.data import Examples
-from nas.tasks.files import read_tables
+from nas.tasks.files import class_folders, read_tables
 from nas.tasks.splits import Cut, check_split_names, listed, named_splits
 from search_spaces.cost import Workload
 
@@ -93,20 +93,13 @@ class ImageData:
         return Cut(self.train, self.calibration, self.validation, self.test, self.seed)
 
     def _tables(self) -> dict[str, pd.DataFrame]:
-        place = Path(self.path).expanduser()
-        folders = sorted(folder for folder in place.iterdir() if folder.is_dir()) if place.is_dir() else []
-        if any(_images(folder) for folder in folders):
-            return {"": self._class_folders(folders)}
-        inside = {split: sorted(folder for folder in split.iterdir() if folder.is_dir()) for split in folders}
-        if any(_images(folder) for classes in inside.values() for folder in classes):
-            return {split.name: self._class_folders(classes) for split, classes in inside.items()}
-        return read_tables(self.path, self.subset)
-
-    def _class_folders(self, folders: Sequence[Path]) -> pd.DataFrame:
         import pandas as pd
 
-        rows = [(file, folder.name) for folder in folders for file in _images(folder)]
-        return pd.DataFrame(rows, columns=[self.image_column, self.label_column])
+        place = Path(self.path).expanduser()
+        if place.is_dir() and (classes := class_folders(place, _SUFFIXES)):
+            columns = [self.image_column, self.label_column]
+            return {split: pd.DataFrame(files, columns=columns) for split, files in classes.items()}
+        return read_tables(self.path, self.subset)
 
     def _examples(self, table: pd.DataFrame, split: str, files: dict[str, bytes | Path]) -> Examples:
         for column in (self.image_column, self.label_column, *self.group_columns):
@@ -231,10 +224,6 @@ class ImageSamples:
             some = [_decode(self.pictures.files[key], self.channels) for key in keys[start : start + _CHUNK]]
             chunks.append(np.asarray(self.processor(some, return_tensors="np")["pixel_values"], dtype=np.float32))
         return np.concatenate(chunks)
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
 
 
 def _source(cell: Any, where: str) -> bytes | Path:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.datasets import load_files
 
 from nas.tasks.data import Examples, TextData
 from nas.tasks.files import read_file, read_tables
@@ -75,6 +76,22 @@ def test_folder_of_files_and_mapping_of_files_are_splits(tmp_path: Path) -> None
     files = {"train": str(tmp_path / "train.csv"), "validation": str(tmp_path / "dev.csv")}
     assert set(by_folder["validation"].texts) == set(TEXTS[40:])
     assert by_folder["test"].texts == TextData(files, **{**SMALL, "validation": 100}).read()["test"].texts
+
+
+@pytest.mark.parametrize("below", ["", "train"])
+def test_class_folders_of_texts_are_read_as_scikit_learn_does(tmp_path: Path, below: str) -> None:
+    for index, text in enumerate(TEXTS):
+        folder = tmp_path / below / ("spam" if index % 3 else "ham")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index:03d}.txt").write_text(text + "\n", encoding="utf-8")
+    expected = load_files(tmp_path / below, encoding="utf-8", shuffle=False)
+    splits = TextData(str(tmp_path), label_column="label", **SMALL).read()
+    found = {text: label for some in splits.values() for text, label in zip(some.texts, some.labels or (), strict=True)}
+    names = expected.target_names
+    assert found == {text.strip(): names[label] for text, label in zip(expected.data, expected.target, strict=True)}
+    (tmp_path / below / "spam" / "bad.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"bad.txt: line 1 must be utf-8, but byte 0xff is not"):
+        TextData(str(tmp_path), label_column="label", **SMALL).read()
 
 
 def test_splits_can_be_named(tmp_path: Path) -> None:
