@@ -22,6 +22,14 @@ COMMANDS: dict[str, str] = {
     "compare": "print the report cards of several models side by side",
     "report": "draw a study's report again from what was stored",
     "dashboard": "show all studies in the browser, live",
+    "doctor": "check this installation and say what to mend",
+}
+# What people want -> the commands for it, in the order in which they are met.
+PURPOSES: dict[str, tuple[str, ...]] = {
+    "find": ("search", "profile", "calibrate", "train"),
+    "look": ("dashboard", "report", "pareto"),
+    "deliver": ("export", "evaluate", "compare", "bundle"),
+    "check": ("doctor", "devices"),
 }
 
 USAGE_ERROR, FAILURE = 2, 1
@@ -29,13 +37,30 @@ USAGE_ERROR, FAILURE = 2, 1
 
 def usage() -> str:
     """What ``nas`` alone says."""
+    known = [(purpose, [name for name in names if name in COMMANDS]) for purpose, names in PURPOSES.items()]
+    return "\n".join(
+        [
+            "nas: a pretrained transformer in, smaller ones out, measured faster on your device.",
+            "",
+            *(f"  {purpose:<9} {', '.join(names)}" for purpose, names in known),
+            "",
+            "Start with   nas search model.path=DIR task.data.path=FILE device=onnxruntime_cpu",
+            "Options of   nas COMMAND --help       All commands   nas --help       Installation   nas doctor",
+        ]
+    )
+
+
+def all_commands() -> str:
+    """What ``nas --help`` says: every command in a line."""
     lines = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
-            "nas: smaller transformers, measured faster on your device.",
-            "Usage: nas COMMAND [option=value ...]     nas COMMAND --help shows the options",
+            "Usage: nas COMMAND [option=value ...]",
+            "",
             *lines,
-            "Start with: nas search model.path=DIR task.data.path=FILE device=onnxruntime_cpu",
+            "",
+            "nas COMMAND --help shows a command's options with their defaults; --debug shows tracebacks; --version.",
+            "Exit codes: 0 done, 1 it failed, 2 a mistake in the command line, 130 stopped by Ctrl-C.",
         ]
     )
 
@@ -49,8 +74,11 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    if not arguments or arguments[0] in ("--help", "-h", "help"):
+    if not arguments:
         print(usage())
+        return 0
+    if arguments[0] in ("--help", "-h", "help"):
+        print(all_commands())
         return 0
     if arguments[0] == "--version":
         from importlib.metadata import version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,15 +166,58 @@ def compare(config: DictConfig) -> None:
 
 
 def report(config: DictConfig) -> None:
-    """Draw a study's report again from what the search stored."""
-    from nas.reports.data import Report
-    from nas.searching import study_directory
+    """Draw the report of a study, or one of several, again from what was stored."""
+    from nas.config import build
+    from nas.dashboard.watch import Watch
+    from nas.reports.stored import stored_report
+    from nas.searching import plain_name
 
-    directory = study_directory(Workbench(plain(config)))
-    path = directory / "report.json"
-    if not path.is_file():
-        raise FileNotFoundError(_no_study(directory))
-    _write(Report.load(path), directory)
+    options = plain(config)
+    wanted = options["study"] if isinstance(options["study"], list) else [options["study"]]
+    root = Path(options["root"])
+    for name in wanted:
+        plain_name(name)
+    storage = build(options["storage"])
+    snapshot = Watch(root, storage, only=wanted).read()
+    if not set(wanted) <= set(snapshot.studies):
+        snapshot = Watch(root, storage).read()  # A study's folder may have another name.
+    for name in wanted:
+        if name not in snapshot.studies:
+            problem = next((text for text in snapshot.problems if f"/{name}/" in text), "")
+            raise FileNotFoundError(problem or _no_study(root, str(name), snapshot.studies))
+    studies = [snapshot.studies[name] for name in wanted]
+    if len(studies) == 1:
+        if studies[0].problem:
+            raise ValueError(studies[0].problem)
+        found, directory = stored_report(studies[0]), studies[0].facts.directory or root / wanted[0]
+        _write(found, directory, keep=studies[0].report is not None)
+        return
+    from nas.reports.comparison import write_comparison
+
+    files = write_comparison(studies, options["directory"] or root / "reports" / "+".join(wanted))
+    print(f"Report: {files.html}")
+
+
+def doctor(config: DictConfig) -> None:
+    """Check this installation and say what to mend."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from nas.config import build
+    from nas.doctor import count_states, examine
+
+    options = plain(config)
+    table, checks = Table("check", "state", "found", "what mends it", title_justify="left"), []
+    colours = {"ok": "green", "note": "yellow", "problem": "red"}
+    for check in examine(Path(options["root"]), build(options["storage"]), float(options["check_seconds"])):
+        checks.append(check)
+        table.add_row(Text(check.name), Text(check.state, colours[check.state]), Text(check.found), Text(check.mend))
+    Console().print(table)
+    counts = count_states(checks)
+    print(f"{counts['ok']} ok, {counts['note']} notes, {counts['problem']} problems")
+    if counts["problem"]:
+        raise RuntimeError(f"doctor: {counts['problem']} problems; the table says what mends them.")
 
 
 def dashboard(config: DictConfig) -> None:
@@ -209,7 +253,7 @@ def _with_study(config: dict[str, Any]) -> dict[str, Any]:
     directory = study_directory(Workbench(config))
     path = directory / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(_no_study(directory))
+        raise FileNotFoundError(_no_study(directory.parent, directory.name, _with_config(directory.parent)))
     stored = json.loads(path.read_text(encoding="utf-8"))
     own = (
         "root",
@@ -226,14 +270,15 @@ def _with_study(config: dict[str, Any]) -> dict[str, Any]:
     return {**stored, **{key: config[key] for key in own}}
 
 
-def _no_study(directory: Path) -> str:
-    there = sorted(path.parent.name for path in directory.parent.glob("*/config.json"))
-    return (
-        f"`study` must be one of {', '.join(there) or '(none yet)'} below {directory.parent}, not {directory.name!r}."
-    )
+def _no_study(root: Path, name: str, known: Iterable[str]) -> str:
+    return f"`study` must be one of {', '.join(known) or '(none yet)'} below {root}, not {name!r}."
 
 
-def _write(data: Report, directory: Path) -> None:
+def _with_config(root: Path) -> list[str]:
+    return sorted(path.parent.name for path in root.glob("*/config.json"))
+
+
+def _write(data: Report, directory: Path, *, keep: bool = True) -> None:
     from dataclasses import replace
 
     from nas.cards import load_cards
@@ -241,7 +286,7 @@ def _write(data: Report, directory: Path) -> None:
     from nas.reports.tables import print_table
 
     data = replace(data, cards=tuple(card.to_dict() for card in load_cards(directory)))
-    files = write_report(data, directory)
+    files = write_report(data, directory, keep=keep)
     print_table(data, sys.stdout)
     for command in data.commands:
         print(f"{command.purpose}:\n  {command.text}")

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from search_spaces.subnet import SubnetConfig
 
 
+# Folders beside those of the studies.
+RESERVED = ("cache", "logs", "reports")
+
+
 @dataclass(frozen=True)
 class Found:
     """What a search has found: all candidates and the Pareto front."""
@@ -263,7 +267,18 @@ def study_directory(bench: Workbench) -> Path:
     Raises:
         ValueError: The study's name is not a plain file name.
     """
-    name = str(bench.config["study"])
-    if not name or name != Path(name).name or name.startswith(".") or name in ("cache", "logs"):
-        raise ValueError(f"`study` must be a plain name without slashes, and not cache or logs, but got {name!r}.")
-    return bench.root / name
+    return bench.root / plain_name(bench.config["study"])
+
+
+def plain_name(study: object) -> str:
+    """A study's name, once it is known to be a plain file name.
+
+    Raises:
+        ValueError: It is not.
+    """
+    name = str(study)
+    if not name or name != Path(name).name or name.startswith(".") or name in RESERVED:
+        raise ValueError(
+            f"`study` must be a plain name without slashes, and not {', '.join(RESERVED)}, but got {name!r}."
+        )
+    return name

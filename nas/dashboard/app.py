@@ -27,9 +27,9 @@ from nas.dashboard.jobs import Jobs
 from nas.dashboard.studies import Study
 from nas.dashboard.view import PAGES, View
 from nas.dashboard.watch import Snapshot, Watch
+from nas.reports.document import page_resource, plotly_source, script_json
 from nas.reports.drawing import HATCH
 from nas.reports.figure_parts import Figure
-from nas.reports.page import page_resource, plotly_source, script_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from nas.progress import format_duration
-from nas.reports.page import interval_cell
+from nas.reports.document import interval_cell
 from nas.reports.tables import format_count, format_metric, format_number
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -59,12 +59,20 @@ class Watch:
         root: Folder that holds one folder per study.
         storage: How studies are kept; journals are looked for in every folder below the root.
         every_s: Seconds between two readings.
+        only: Names of the folders whose journals are read; all by default.
     """
 
-    def __init__(self, root: Path | str, storage: OpensStorage | None = None, every_s: float = 2.0) -> None:
+    def __init__(
+        self,
+        root: Path | str,
+        storage: OpensStorage | None = None,
+        every_s: float = 2.0,
+        only: Collection[str] | None = None,
+    ) -> None:
         self.root = Path(root)
         self.storage = storage or JournalStorage()
         self.every_s = every_s
+        self.only = only
         self.snapshot = Snapshot()
         self._sources: dict[str, Source] = {}
         self._asked = time.monotonic()
@@ -151,6 +159,8 @@ class Watch:
         places: dict[str, Path] = {}
         folders = sorted(path for path in self.root.iterdir() if path.is_dir()) if self.root.is_dir() else []
         for folder in [*folders, self.root]:
+            if self.only is not None and folder.name not in self.only:
+                continue
             journal = folder / self.storage.path
             if journal.is_file():
                 places.setdefault(str(journal.resolve()), folder)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
-import json
 import math
-from collections.abc import Iterable, Sequence
-from importlib.resources import files
 from itertools import groupby
 from typing import Any
 
 from nas.progress import format_duration
 from nas.reports.data import ModelRow, Report
-from nas.reports.drawing import HATCH, draw_subnet
+from nas.reports.document import document, figure_box, section, table
+from nas.reports.drawing import draw_subnet
 from nas.reports.figure_parts import Figure
 from nas.reports.figures import front_figure, predicted_vs_measured_figure, sensitivity_figure
 from nas.reports.tables import (
@@ -35,64 +31,30 @@ def render_page(report: Report) -> str:
         "checks": predicted_vs_measured_figure(report),
         "sensitivity": sensitivity_figure(report),
     }
-    drawn = {name: figure for name, figure in figures.items() if figure is not None}
-    scripts = (plotly_source() if drawn else "", page_resource("plots.js") + page_resource("page.js"))
     sections = [
         _header(report),
-        _section(
+        section(
             "front",
             f"{report.quality} against latency",
-            _figure("front", "Pareto front", figures["front"], log_button=True),
+            figure_box("front", "Pareto front", figures["front"], log_button=True),
             "Up and to the left is better. Open circles are predictions with their intervals; filled marks are "
             "measurements of the exported models; stars are the teacher.",
         ),
-        _section("models", "Models", _models_table(report)),
-        _section("architectures", "Architectures", _architectures(report), _DRAWING_NOTE),
-        _section("predictions", "Latency model", _predictions(report, figures["checks"])),
-        _section(
+        section("models", "Models", _models_table(report)),
+        section("architectures", "Architectures", _architectures(report), _DRAWING_NOTE),
+        section("predictions", "Latency model", _predictions(report, figures["checks"])),
+        section(
             "sensitivity",
             "Sensitivity",
-            _figure("sensitivity", "Sensitivity heat map", figures["sensitivity"]),
+            figure_box("sensitivity", "Sensitivity heat map", figures["sensitivity"]),
             "What the whole model loses when one block alone takes one variant.",
         ),
-        _section("cards", "Report cards", _cards(report), _CARDS_NOTE),
-        _section("load", "Load a model", _commands(report)),
-        _section("run", "The run", _run(report)),
+        section("cards", "Report cards", _cards(report), _CARDS_NOTE),
+        section("load", "Load a model", _commands(report)),
+        section("run", "The run", _run(report)),
     ]
-    return _PAGE.format(
-        title=html.escape(f"{report.study}: {report.teacher}"),
-        style=page_resource("theme.css") + page_resource("page.css"),
-        hatch=HATCH,
-        body="\n".join(part for part in sections if part),
-        figures=script_json(drawn),
-        plotly=scripts[0],
-        script=scripts[1],
-        hashes=" ".join(_script_hash(script) for script in scripts),
-    )
+    return document(f"{report.study}: {report.teacher}", sections, figures)
 
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src {hashes}; \
-style-src 'unsafe-inline'; img-src data: blob:">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-{hatch}
-<main>
-{body}
-</main>
-<script>{plotly}</script>
-<script type="application/json" id="figures">{figures}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
 
 _DRAWING_NOTE = (
     "One column per block: attention heads above the line, FFN neurons below, as shares of the teacher, whose outline "
@@ -144,46 +106,11 @@ def _span(first: str, last: str) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def _section(name: str, title: str, body: str, note: str = "") -> str:
-    if not body:
-        return ""
-    text = f'<p class="note">{html.escape(note)}</p>' if note else ""
-    return f'<section id="{name}"><h2>{html.escape(title)}</h2>{text}{body}</section>'
-
-
-def _figure(name: str, label: str, figure: Figure | None, *, log_button: bool = False) -> str:
-    if figure is None:
-        return ""
-    button = '<button type="button" class="log" aria-pressed="false">log latency</button>' if log_button else ""
-    height = figure["layout"]["height"]
-    return (
-        f'<div class="figure">{button}<div class="plot" data-figure="{name}" role="img" aria-label="{label}" '
-        f'style="min-height:{height}px"></div></div>'
-    )
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[bool]) -> str:
-    def line(tag: str, cells: Sequence[str]) -> str:
-        opened = [f'<{tag} class="number">' if right else f"<{tag}>" for right in numeric]
-        parts = [f"{start}{interval_cell(cell)}</{tag}>" for start, cell in zip(opened, cells, strict=True)]
-        return f"<tr>{''.join(parts)}</tr>"
-
-    body = "".join(line("td", row) for row in rows)
-    head = line("th", header)
-    return f'<div class="scroll" tabindex="0"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
-
-
-def interval_cell(text: str) -> str:
-    """Escaped text; an interval stands small beneath its value, which halves the width of the table."""
-    value, bracket, bounds = text.partition(" [")
-    return html.escape(value) + (f"<small>{html.escape(bracket.strip() + bounds)}</small>" if bracket else "")
-
-
 def _models_table(report: Report) -> str:
     columns = model_columns(report)
     if not report.models:
         return '<p class="empty">No model was kept: nothing that was tried keeps the constraints.</p>'
-    return _table([c.title for c in columns], model_rows(report), [c.numeric for c in columns])
+    return table([c.title for c in columns], model_rows(report), [c.numeric for c in columns])
 
 
 def _architectures(report: Report) -> str:
@@ -208,10 +135,10 @@ def _card(report: Report, name: str, subnet: Any, row: ModelRow | None) -> str:
 
 
 def _predictions(report: Report, figure: Figure | None) -> str:
-    parts = [_figure("checks", "Predicted against measured latency", figure)]
+    parts = [figure_box("checks", "Predicted against measured latency", figure)]
     if report.scorecard:
         header, rows = scorecard_table(report.scorecard)
-        parts.append(_table(header, rows, [False] + [True] * (len(header) - 1)))
+        parts.append(table(header, rows, [False] + [True] * (len(header) - 1)))
     return "".join(parts)
 
 
@@ -225,7 +152,7 @@ def _cards(report: Report) -> str:
     header, rows = side_by_side([ReportCard.from_dict(card) for card in report.cards])
     numeric = [False] + [True] * len(report.cards)
     return "".join(
-        f"<h3>{html.escape(section.capitalize())}</h3>" + _table(header[1:], [row[1:] for row in some], numeric)
+        f"<h3>{html.escape(section.capitalize())}</h3>" + table(header[1:], [row[1:] for row in some], numeric)
         for section, group in groupby(rows, key=lambda row: row[0])
         if (some := list(group))
     )
@@ -247,30 +174,8 @@ def _run(report: Report) -> str:
         ]
         total = sum(stage.seconds for stage in report.stages if not stage.reused)
         rows.append(["total", format_duration(total), ""])
-        parts.append(_table(["stage", "time", ""], rows, [False, True, False]))
+        parts.append(table(["stage", "time", ""], rows, [False, True, False]))
     if report.device:
         parts.append("<h3>Device</h3>")
-        parts.append(_table(["property", "value"], [[k, str(v)] for k, v in report.device.items()], [False, False]))
+        parts.append(table(["property", "value"], [[k, str(v)] for k, v in report.device.items()], [False, False]))
     return "".join(parts)
-
-
-def page_resource(name: str) -> str:
-    """A style sheet or script that pages are made of."""
-    return files("nas.reports").joinpath(name).read_text(encoding="utf-8")
-
-
-def plotly_source() -> str:
-    """Plotly's own minified source, from the installed package; ``</script`` cannot occur inside."""
-    source = files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
-    return source.replace("</script", "<\\/script")
-
-
-def _script_hash(script: str) -> str:
-    """The only scripts that the page's policy lets run are those with these hashes."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def script_json(data: Any) -> str:
-    """JSON that cannot end the script element that it stands in."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -24,35 +24,37 @@ DATA_NAME = "report.json"
 
 @dataclass(frozen=True, slots=True)
 class ReportFiles:
-    """Where the forms of a report lie; ``png`` is None where nothing was measured."""
+    """Where the forms of a report lie; ``data`` is None where it was not kept, ``png`` where nothing was measured."""
 
-    data: Path
+    data: Path | None
     html: Path
     markdown: Path
     csv: Path
     png: Path | None
 
 
-def write_report(report: Report, directory: Path | str) -> ReportFiles:
+def write_report(report: Report, directory: Path | str, *, keep: bool = True) -> ReportFiles:
     """Write all the forms of a report; the same report gives the same bytes.
 
     Args:
         report: What to show.
         directory: Folder that gets ``report.json``, ``report.html``, ``report.md``, ``models.csv`` and
             ``predicted_vs_measured.png``; made where it does not exist.
+        keep: Whether ``report.json`` is written: not where the storage knows all of it, and more later.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     png = folder / "predicted_vs_measured.png"
     drawn = save_predicted_vs_measured_png(report, png)
     written = ReportFiles(
-        data=folder / DATA_NAME,
+        data=folder / DATA_NAME if keep else None,
         html=folder / "report.html",
         markdown=folder / "report.md",
         csv=folder / "models.csv",
         png=png if drawn else None,
     )
-    report.save(written.data)
+    if written.data is not None:
+        report.save(written.data)
     # newline: the same bytes on every system.
     written.html.write_text(render_page(report), encoding="utf-8", newline="\n")
     written.markdown.write_text(render_markdown(report, png.name if drawn else None), encoding="utf-8", newline="\n")
