@@ -15,6 +15,8 @@ from nas.engine.costs import THROUGHPUT, Bounds
 
 Direction = Literal["minimize", "maximize"]
 QUALITY = "quality"
+LESS_IS_BETTER = ("ece", "brier", "nll", "kl", "perplexity", "group_gap", "mae", "mse")
+"""Beginnings of the names of metrics that are limited from above unless a limit says otherwise."""
 _BOUND = re.compile(r"^\s*(<=|>=)?\s*([-+0-9.eE]+)\s*(x)?\s*$")
 
 
@@ -166,7 +168,7 @@ def resolve_limits(
                 raise ValueError(f"`constraints.{name}`: the teacher has no such value; known are {known}.")
             bound *= reference[name]
         default = "<=" if predicted and name != THROUGHPUT else ">="
-        if not predicted and objectives.goals.get(name) == "minimize":
+        if not predicted and (objectives.goals.get(name) == "minimize" or name.startswith(LESS_IS_BETTER)):
             default = "<="
         limits.append(Limit(name, bound, (parsed.sign or default) == "<=", predicted))
     return tuple(limits)
