@@ -135,7 +135,8 @@ def test_search_for_the_worst_group(root, capsys, tmp_path):
         "task.data.validation=60", "task.data.test=120", "objectives=[quality,macs,worst_group_accuracy]",
         "+objectives.constraints.ece=0.9", "evaluation.fairness.min_samples=10", "space=width", "search.num_trials=6",
         "space.choices.ffn=[0.5,1.0]", "search.sensitivity_evaluations=0", "search.allocated_starts=0",
-        "finalists.count=1", "finalists.distil=0", "finalists.protocol.max_seconds=0.05", *FAST,
+        "finalists.count=1", "finalists.distil=0", "finalists.protocol.max_seconds=0.05",
+        "workload.sequence_length=16", *FAST,
     ]  # fmt: skip
     assert run(arguments) == 0
     capsys.readouterr()
