@@ -33,6 +33,8 @@ PURPOSES: dict[str, tuple[str, ...]] = {
 }
 
 USAGE_ERROR, FAILURE = 2, 1
+# Mappings whose keys are the user's own: Hydra would ask for a `+` before each of them.
+OPEN_MAPPINGS = ("objectives.constraints.", "objectives.goals.", "under.", "device.options.", "space.overrides.")
 
 
 def usage() -> str:
@@ -85,7 +87,7 @@ def run(arguments: list[str]) -> int:
 
         print(f"hwnas {version('hwnas')}")
         return 0
-    command, overrides = arguments[0], arguments[1:]
+    command, overrides = arguments[0], [_opened(text) for text in arguments[1:]]
     if command not in COMMANDS:
         from nas.config import suggestion
 
@@ -93,6 +95,11 @@ def run(arguments: list[str]) -> int:
     if {"--help", "-h"} & set(overrides):
         return _print_help(command, [o for o in overrides if o not in ("--help", "-h")])
     return _guarded(lambda: _run_hydra(command, overrides), command, debug=debug)
+
+
+def _opened(override: str) -> str:
+    """An override of a mapping with free keys, written so that Hydra takes it whether the key is there or not."""
+    return f"++{override}" if override.startswith(OPEN_MAPPINGS) else override
 
 
 def _run_hydra(command: str, overrides: list[str]) -> None:

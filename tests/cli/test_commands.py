@@ -245,6 +245,13 @@ def test_a_sweep_goes_on_after_a_failed_job(searched, root, capsys):
     assert "report.html" in said.out
 
 
+def test_constraints_need_no_plus_sign(capsys):
+    data = ["model.path=DIR", "task.data.path=texts.csv"]
+    for plus in ("", "+", "++"):
+        assert run(["search", *data, f"{plus}objectives.constraints.latency_ms=0.5x", "--cfg", "job"]) == 0
+        assert "latency_ms: 0.5x" in capsys.readouterr().out
+
+
 def test_debug_shows_where():
     with pytest.raises(ValueError, match="study"):
         run(["--debug", "report", "root=/nonexistent", "study=a/b", *FAST])
