@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -159,12 +160,14 @@ class JudgeBench:
         # Graphs carry their precision.
         device = replace(device, precision="fp32")
         with tempfile.TemporaryDirectory() as folder, bench.progress("Measuring") as bar:
-            models = []
-            for index, subject in enumerate((self.teacher, *subjects)):
-                graph = subject.graph or self._exported(subject, Path(folder) / f"{index}.onnx")
-                models.append(Deployed(subject.name, graph, subject.module))
+
+            def deployed(subject: Subject) -> Deployed:
+                graph = subject.graph or self._exported(subject, Path(folder))
+                return Deployed(subject.name, graph, subject.module)
+
             found = measure_efficiency(
-                models,
+                [deployed(subject) for subject in subjects],
+                deployed(self.teacher),
                 device,
                 bench.workload,
                 bench.task.example_inputs(bench.workload),
@@ -177,9 +180,9 @@ class JudgeBench:
             "workload": bench.workload.to_dict(),
             "reference": self.teacher.path,
         }
-        return [{**section, **common} for section in found[1:]]
+        return [{**section, **common} for section in found]
 
-    def _exported(self, subject: Subject, path: Path) -> Path:
+    def _exported(self, subject: Subject, folder: Path) -> Path:
         """The graph of a model that has none, kept for the next time by its weights."""
         import onnx
 
@@ -193,10 +196,10 @@ class JudgeBench:
         kept = self.bench.cache / "graphs" / f"{key}.onnx"
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
-            onnx.save(
-                export_onnx(task.deployable(subject.module), task.example_inputs(Workload()), task.output_names), path
-            )
-            path.replace(kept)
+            graph = export_onnx(task.deployable(subject.module), task.example_inputs(Workload()), task.output_names)
+            # Written aside first: a killed run leaves no half a graph behind.
+            onnx.save(graph, str(folder / kept.name))
+            shutil.move(folder / kept.name, kept)
         return kept
 
     # -- models -----------------------------------------------------------------------------------------------------

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nas.tasks.models import Pooling
 from nas.tasks.task import Batch
+
+_ARRAY_TYPES: Mapping[str, type[np.generic]] = {
+    "tensor(int32)": np.int32,
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(bool)": np.bool_,
+}
 
 
 class SentenceEncoder(nn.Module):
@@ -84,12 +92,13 @@ class GraphModel:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        self._inputs = {node.name for node in self._session.get_inputs()}
+        # Some exporters take token numbers as int32.
+        self._inputs = {node.name: _ARRAY_TYPES.get(node.type, np.int64) for node in self._session.get_inputs()}
         self.output_names = tuple(node.name for node in self._session.get_outputs())
 
     def __call__(self, **batch: Any) -> SimpleNamespace:
         """Outputs as attributes; options of `transformers` among the arguments are left aside."""
-        feeds = {name: values.numpy() for name, values in batch.items() if name in self._inputs}
+        feeds = {n: values.numpy().astype(self._inputs[n]) for n, values in batch.items() if n in self._inputs}
         found = zip(self.output_names, self._session.run(None, feeds), strict=True)
         return SimpleNamespace(hidden_states=None, **{name: torch.from_numpy(values) for name, values in found})
 
