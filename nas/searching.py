@@ -84,10 +84,14 @@ class SearchBench:
     def limits(self) -> tuple[Limit, ...]:
         """The constraints in numbers; checked that the space holds something that keeps to them."""
         from nas.engine.limits import resolve_limits
+        from nas.evaluation.aspects import lower_is_better
 
         teacher = {name: values[0] for name, values in self.costs.of(self.bench.space.teacher).items()}
         limits = resolve_limits(
-            self.objectives, teacher, lambda: self.bench.evaluator.evaluate(self.bench.space.teacher)
+            self.objectives,
+            teacher,
+            lambda: self.bench.evaluator.evaluate(self.bench.space.teacher),
+            lambda name: lower_is_better(name, self.bench.task),
         )
         self._check_feasible(limits)
         return limits

@@ -15,8 +15,6 @@ from nas.engine.costs import THROUGHPUT, Bounds
 
 Direction = Literal["minimize", "maximize"]
 QUALITY = "quality"
-LESS_IS_BETTER = ("ece", "brier", "nll", "kl", "perplexity", "group_gap", "mae", "mse")
-"""Beginnings of the names of metrics that are limited from above unless a limit says otherwise."""
 _BOUND = re.compile(r"^\s*(<=|>=)?\s*([-+0-9.eE]+)\s*(x)?\s*$")
 
 
@@ -29,7 +27,7 @@ class Objectives:
             ``quality``: the task's main metric.
         constraints: Name -> limit: a number, or text such as ``"0.5x"`` (relative to the teacher), ``">= 0.9"`` or
             ``"<= 1.1x"``. Without a sign, costs are limited from above, throughput and metrics from below; a metric
-            that a goal minimises is limited from above.
+            of which less is better is limited from above.
         confidence: With which probability a predicted cost must keep to its limit: the predictor's bound is compared,
             not its value.
 
@@ -142,6 +140,7 @@ def resolve_limits(
     objectives: Objectives,
     teacher_costs: Mapping[str, float],
     teacher_metrics: Callable[[], Mapping[str, float]],
+    lower_is_better: Callable[[str], bool] = lambda _: False,
 ) -> tuple[Limit, ...]:
     """Turn constraints as written into numbers.
 
@@ -149,6 +148,7 @@ def resolve_limits(
         objectives: Where they are written.
         teacher_costs: The full model's costs by name; the names also tell what is known before an evaluation.
         teacher_metrics: Evaluates the full model; called only where a constraint on a metric is relative.
+        lower_is_better: Of a metric's name: such are limited from above where the limit has no sign.
 
     Raises:
         ValueError: The teacher has no value of that name.
@@ -168,7 +168,7 @@ def resolve_limits(
                 raise ValueError(f"`constraints.{name}`: the teacher has no such value; known are {known}.")
             bound *= reference[name]
         default = "<=" if predicted and name != THROUGHPUT else ">="
-        if not predicted and (objectives.goals.get(name) == "minimize" or name.startswith(LESS_IS_BETTER)):
+        if not predicted and (objectives.goals.get(name) == "minimize" or lower_is_better(name)):
             default = "<="
         limits.append(Limit(name, bound, (parsed.sign or default) == "<=", predicted))
     return tuple(limits)

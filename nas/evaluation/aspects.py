@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nas.config import suggestion
 from nas.evaluation.calibration import CALIBRATION
-from nas.evaluation.fairness import PREFIXES, RATES, Fairness, group_metrics
+from nas.evaluation.fairness import GAP, PREFIXES, RATES, RATIO, WORST, Fairness, group_metrics
 from nas.evaluation.intervals import Resampling
 from nas.evaluation.metrics import SAMPLES, Measure, Tables
 from nas.evaluation.robustness import MEAN_DROP, WORST_DROP, PerturbedSplit, Robustness, drops_of
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from nas.evaluation.evaluate import Run
 
 ROBUSTNESS = (WORST_DROP, MEAN_DROP)
+
+
+def lower_is_better(name: str, task: Task) -> bool:
+    """Whether less of a metric is better; of names that nobody knows, it is not."""
+    if name.startswith(GAP) or name in ROBUSTNESS or name in _COUNTERFACTUAL:
+        return True
+    if name.startswith(RATIO):
+        return False
+    measures = (*task.measures, *CALIBRATION, *RATES)
+    return any(m.name == name.removeprefix(WORST) and not m.higher_is_better for m in measures)
 
 
 @dataclass(frozen=True)

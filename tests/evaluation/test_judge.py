@@ -11,7 +11,7 @@ import torch
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, brier_score_loss
 
-from nas.evaluation.aspects import Aspects, NamedMetrics
+from nas.evaluation.aspects import Aspects, NamedMetrics, lower_is_better
 from nas.evaluation.evaluate import predict
 from nas.evaluation.fairness import Fairness
 from nas.evaluation.perturbations import perturb
@@ -214,6 +214,17 @@ class TestByName:
     def test_mistakes(self, small: World, name: str, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             NamedMetrics(small.task, Aspects(), [name])
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("accuracy", False), ("kl", True), ("ece", True), ("worst_group_mcc", False), ("worst_group_nll", True),
+            ("group_gap_accuracy", True), ("group_ratio_ece", False), ("robustness_mean_drop", True),
+            ("flip_rate", True), ("whatever", False),
+        ],
+    )  # fmt: skip
+    def test_which_way_is_better(self, small: World, name: str, expected: bool) -> None:
+        assert lower_is_better(name, small.task) is expected
 
     def test_groups_need_a_column(self, tmp_path: Any) -> None:
         with pytest.raises(ValueError, match=r"name their columns in `task.data.group_columns`"):
