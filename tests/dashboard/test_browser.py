@@ -248,7 +248,8 @@ def test_ten_thousand_trials_are_drawn_with_few_points_and_grow(page, tmp_path):
 def test_a_token_opens_the_pages(page, tmp_path):
     token = "a-token-that-is-long-enough"
     with serving(tmp_path, token=token) as address:
-        assert page.goto(f"{address}/sweeps").status == 401
+        with page.expect_console_message(lambda message: "401" in message.text):
+            assert page.goto(f"{address}/sweeps").status == 401
         page.complaints.clear()
         page.goto(f"{address}/sweeps?token={token}")
         assert "token" not in page.url
