@@ -146,7 +146,7 @@ class TableLandscape:
             losses[:, 1] = self.problem.predictor.predict(features_of(levels)).value
         keys = [row.tobytes() for row in np.ascontiguousarray(levels)]
         features = np.concatenate(_parts(levels), axis=1)
-        return Described(keys, features, losses, np.ones(len(rows), dtype=bool))
+        return Described(keys, features, losses, np.zeros(len(rows)))
 
     def row_of(self, trial: FrozenTrial) -> Levels | None:
         """The trial's own proposal."""

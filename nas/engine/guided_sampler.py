@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from optuna.samplers import BaseSampler
 
 from nas.engine.costs import SubnetCosts
+from nas.engine.feasibility import least_violating
 from nas.engine.guided import Floats, Guide, Levels, Observations, farthest, offspring
 from nas.engine.landscape import Landscape, Outcome, SubnetLandscape
 from nas.engine.limits import Limit, Objectives
@@ -124,7 +125,7 @@ class GuidedSampler(BaseSampler):
             losses = seen.losses[seen.able] if guided else seen.losses[:0]
             pool = world.fresh(self._bred(world, parents, losses, generator))
             if not len(pool.left):
-                pool = world.fresh(world.random(4000, generator))
+                pool = world.fresh(least_violating(world.violations, world.counts, generator, number=2000))
         if not len(pool.left):  # Everything is known or infeasible; the objective will say so at once.
             anything: Levels = world.random(1, generator)[0]
             return anything
@@ -248,6 +249,12 @@ class _World:
         """Rows of uniformly drawn levels."""
         drawn: Levels = generator.integers(0, self.counts, size=(number, len(self.counts)))
         return drawn
+
+    def violations(self, levels: Levels) -> Floats:
+        """By how much rows break the limits that are known beforehand; what was seen is just not good enough."""
+        found, seen = self.landscape.describe(levels), self._seen()
+        known = np.array([key in seen for key in found.keys], dtype=bool)
+        return np.where(known, np.maximum(found.violations, 1e-9), found.violations)
 
     def fresh(self, levels: Levels) -> _Pool:
         """The rows that are feasible and whose architecture is neither in the study nor in an earlier row."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.engine.costs import SubnetCosts
-from nas.engine.limits import Limit, Objectives, keeps_to
+from nas.engine.limits import Limit, Objectives, worst_violations
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import SubnetConfig, SubnetTable
 
@@ -33,13 +33,19 @@ class Described:
         keys: Equal where two rows are the same architecture.
         features: ``(rows, columns)``, what quality may depend on.
         losses: ``(rows, goals)``, smaller is better; columns of goals that are not known beforehand are 0.
-        feasible: ``(rows,)``, whether the limits that are known beforehand hold.
+        violations: ``(rows,)``, by how much the limits that are known beforehand are broken; 0 or less where they hold.
     """
 
     keys: Sequence[bytes]
     features: Floats
     losses: Floats
-    feasible: NDArray[np.bool_]
+    violations: Floats
+
+    @property
+    def feasible(self) -> NDArray[np.bool_]:
+        """``(rows,)``, whether the limits that are known beforehand hold."""
+        able: NDArray[np.bool_] = self.violations <= 0
+        return able
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +135,7 @@ class SubnetLandscape:
             if name in found:
                 losses[:, column] = found[name].value if direction == "minimize" else -found[name].value
         features = np.concatenate(self._features(rows, table), axis=1)
-        return Described(_keys(table), features, losses, keeps_to(self.limits, found, len(rows)))
+        return Described(_keys(table), features, losses, worst_violations(self.limits, found, len(rows))[0])
 
     def row_of(self, trial: FrozenTrial) -> Levels | None:
         """The trial's subnet as levels, rebuilt from its JSON."""

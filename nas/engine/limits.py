@@ -120,20 +120,28 @@ class Limit:
         return f"{self.name} {'<=' if self.upper else '>='} {self.bound:.6g}"
 
 
-def keeps_to(limits: Sequence[Limit], known: Mapping[str, Bounds], count: int) -> NDArray[np.bool_]:
-    """``(count,)``: which of so many subnets keep to all limits that are known beforehand.
+def worst_violations(
+    limits: Sequence[Limit], known: Mapping[str, Bounds], count: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Of so many subnets, by how much each breaks the limit that it breaks most, and which limit that is.
 
     Args:
         limits: The constraints; those on metrics are left out.
         known: Costs by name, arrays ``(count,)``; the bound on the limit's side is what counts, not the value.
         count: How many subnets.
+
+    Returns:
+        ``(count,)`` shares of the bounds, 0 or less where all limits hold; and ``(count,)`` indices into ``limits``.
     """
-    ok = np.ones(count, dtype=bool)
-    for limit in limits:
+    worst, binding = np.full(count, -np.inf), np.zeros(count, dtype=np.int64)
+    for index, limit in enumerate(limits):
         if limit.predicted and count:
             bounds = known[limit.name]
-            ok &= (bounds.upper <= limit.bound) if limit.upper else (bounds.lower >= limit.bound)
-    return ok
+            side = bounds.upper if limit.upper else bounds.lower
+            violation = (side - limit.bound if limit.upper else limit.bound - side) / max(abs(limit.bound), 1e-12)
+            binding[violation > worst] = index
+            worst = np.maximum(worst, violation)
+    return worst, binding
 
 
 def resolve_limits(

@@ -6,16 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.samplers import BaseSampler
 
 from nas.engine.costs import SubnetCosts
-from nas.engine.limits import Limit, Objectives, keeps_to
+from nas.engine.feasibility import least_violating
+from nas.engine.limits import Limit, Objectives, worst_violations
 from search_spaces.space import SearchSpace
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial, TrialState
+
+Levels = NDArray[np.int64]
 
 
 def seen_subnets(study: Study, *, besides: int = -1) -> set[str]:
@@ -48,18 +52,24 @@ class Feasible:
         self.costs = costs
         self.limits = tuple(limit for limit in limits if limit.predicted)
 
-    def __call__(self, levels: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def __call__(self, levels: Levels) -> NDArray[np.bool_]:
         """``(rows,)`` of bool for ``(rows, dimensions)``."""
+        able: NDArray[np.bool_] = self.violations(levels)[0] <= 0
+        return able
+
+    def violations(self, levels: Levels) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """By how much each row breaks the limit that it breaks most, and which of `limits` that is."""
         known = self.costs(self.space.table(levels)) if self.limits and len(levels) else {}
-        return keeps_to(self.limits, known, len(levels))
+        return worst_violations(self.limits, known, len(levels))
 
 
 class NewAndFeasible(BaseSampler):
     """Any sampler, asked again while it proposes a subnet that is already in the study or breaks a known limit.
 
     Plain TPE repeats a quarter of its proposals on a coarse space, and under a tight limit nearly all proposals of any
-    sampler are infeasible. After ``attempts`` questions a random new and feasible subnet is taken; where a thousand
-    random ones hold none, the last proposal goes through, and the objective ends it without an evaluation.
+    sampler are infeasible. After ``attempts`` questions a random new and feasible subnet is taken, bred where chance
+    does not give one; where there is none, the last proposal goes through, and the objective ends it without an
+    evaluation.
 
     Args:
         sampler: The sampler to ask.
@@ -110,13 +120,20 @@ class NewAndFeasible(BaseSampler):
             levels = np.array([[params[d.parameter] for d in self.space.dimensions]], dtype=np.int64)
             if self.feasible(levels)[0] and self.space.decode(levels)[0].to_json() not in seen:
                 return params
+
+        def violations(rows: Levels) -> NDArray[np.float64]:
+            broken = self.feasible.violations(rows)[0]
+            able = np.flatnonzero(broken <= 0)
+            known = [subnet.to_json() in seen for subnet in self.space.decode(rows[able])]
+            broken[able[known]] = 1e-9  # Just not good enough, but the best of parents.
+            return broken
+
         generator = np.random.default_rng([self.seed, trial.number])
-        highs = [len(d.choices) for d in self.space.dimensions]
-        levels = generator.integers(0, highs, size=(1000, len(highs)))
-        for row in levels[self.feasible(levels)]:
-            if self.space.decode(row[None, :])[0].to_json() not in seen:
-                return {d.parameter: int(v) for d, v in zip(self.space.dimensions, row, strict=True)}
-        return params
+        counts = np.array([len(d.choices) for d in self.space.dimensions], dtype=np.int64)
+        row = least_violating(violations, counts, generator, number=200)[0]
+        if violations(row[None, :])[0] > 0:
+            return params
+        return {d.parameter: int(v) for d, v in zip(self.space.dimensions, row, strict=True)}
 
     def _ask(self, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
         inner = self.sampler.infer_relative_search_space(study, trial)

@@ -89,13 +89,14 @@ def tiny_search(
     cache: bool = False,
     seed: int = 0,
     name: str = "study",
+    predictors: Any = None,
     **options: Any,
 ) -> Search:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = space or tiny_space()
-    costs = SubnetCosts(space, predictors={"latency_ms": LinearLatency()})
+    costs = SubnetCosts(space, predictors=predictors or {"latency_ms": LinearLatency()})
     objectives = objectives or Objectives({"cosine": "maximize", "latency_ms": "minimize"})
     evaluate = evaluate or Formula()
     teacher = {name: value for name, (value, _, _) in costs.of(space.teacher).items()}
