@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "calibrate": "prepare a teacher's compensated variants, without training",
     "train": "train the supernet's smaller levels against the teacher (optional)",
     "search": "search, export the best subnets and report: does whatever is missing",
+    "pareto": "print a study's front and its best members, also while it is searched",
     "export": "write found subnets as transformers and ONNX folders, verified and measured",
     "evaluate": "print the report card of any model folder or ONNX file, beside its teacher",
     "compare": "print the report cards of several models side by side",

@@ -78,12 +78,26 @@ def search(config: DictConfig) -> None:
     found = stages.run()
     text = hide_password(json.dumps(bench.config, indent=1, sort_keys=True))
     (stages.directory / "config.json").write_text(text + "\n", encoding="utf-8")
-    report_data = Finish(stages).run(found)
-    if bench.config["finalists"]["cards"]:
-        from nas.cards import study_cards
+    if bench.config["search"]["only"]:
+        study = stages.directory.name
+        print(f"{len(found.candidates)} subnets, {len(found.front)} of them on the front: nas pareto study={study}")
+        return
+    with stages.undisturbed():
+        report_data = Finish(stages).run(found)
+        if bench.config["finalists"]["cards"]:
+            from nas.cards import study_cards
 
-        study_cards(bench, stages.directory)
+            study_cards(bench, stages.directory)
     _write(report_data, stages.directory)
+
+
+def pareto(config: DictConfig) -> None:
+    """Print a study's Pareto front, also while it is searched."""
+    from nas.front import print_pareto
+    from nas.searching import study_directory
+
+    bench = Workbench(plain(config))
+    print_pareto(bench.config, study_directory(bench))
 
 
 def export(config: DictConfig) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from nas.config import build
 from nas.engine.errors import InfeasibleError
+from nas.engine.locks import FileLock
 from nas.measuring import DeviceBench
 from nas.reports.data import Sensitivity as SensitivityTable
 from nas.workbench import Workbench
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from nas.engine.candidates import Candidate
     from nas.engine.costs import Predicts, SubnetCosts
     from nas.engine.limits import Limit, Objectives
+    from nas.engine.progress import Tracker
+    from nas.engine.search import Search
     from nas.engine.sensitivity import Sensitivity
+    from nas.engine.study import WarmStarts
     from search_spaces.subnet import SubnetConfig
 
 
@@ -61,12 +65,13 @@ class SearchBench:
     def costs(self) -> SubnetCosts:
         """Costs that are known before an evaluation."""
         from nas.engine.costs import SubnetCosts
+        from nas.profiling import METERS
 
         needed = {*self.objectives.goals, *self.objectives.constraints}
         predictors: dict[str, Predicts] = {}
         if needed & {"latency_ms", "throughput"}:
             predictors["latency_ms"] = self.device.fitted.predictor
-        for name in ("peak_memory_mb", "energy_mj"):
+        for name in METERS:
             if name in needed:
                 self._check_metered(name)
                 predictors[name] = self.device.fit(name).predictor
@@ -83,6 +88,7 @@ class SearchBench:
     @cached_property
     def limits(self) -> tuple[Limit, ...]:
         """The constraints in numbers; checked that the space holds something that keeps to them."""
+        from nas.engine.feasibility import check_feasible
         from nas.engine.limits import resolve_limits
         from nas.evaluation.aspects import lower_is_better
 
@@ -93,7 +99,7 @@ class SearchBench:
             lambda: self.bench.evaluator.evaluate(self.bench.space.teacher),
             lambda name: lower_is_better(name, self.bench.task),
         )
-        self._check_feasible(limits)
+        check_feasible(self.bench.space, self.costs, limits, self.bench.seed)
         return limits
 
     @cached_property
@@ -159,42 +165,18 @@ class SearchBench:
 
     def run(self) -> Found:
         """Search until ``search.num_trials`` trials have ended, those of earlier runs counted."""
-        import optuna
-
         from nas.engine.candidates import pareto_front
-        from nas.engine.objective import Objective
         from nas.engine.progress import LiveLine
-        from nas.engine.samplers import bind
-        from nas.engine.search import Search
+        from nas.workers import WorkerTeam, share_cores, usable_cores
 
-        bench, settings = self.bench, self.settings
-        objective = Objective(bench.space, self.costs, self.evaluate, self.objectives, self.limits, self.cache)
-        sampler = build(bench.config["sampler"])
-        _ = bench.evaluator
-        # Before the clock of the search's progress line starts.
-        warm_start = self.warm_start()
-        with bench.progress("Searching", int(settings["num_trials"])) as bar:
-            search = Search(
-                self.directory,
-                bench.config["study"],
-                objective,
-                bind(sampler, bench.space, self.costs, self.limits, self.objectives, seed=bench.seed),
-                int(settings["num_trials"]),
-                storage=build(bench.config["storage"]),
-                warm_start=warm_start,
-                context={
-                    "task": bench.config["task"],
-                    "model": bench.teacher_hash,
-                    "device": bench.device.to_dict(),
-                    "workload": bench.workload.to_dict(),
-                },
-                on_change=settings["on_change"],
-                max_failure_share=float(settings["max_failure_share"]),
-                trackers=(LiveLine(bar),),
-            )
-            optuna.logging.set_verbosity(optuna.logging.WARNING)
-            with bench.stage("search"):
-                candidates = search.run()
+        bench, workers = self.bench, int(self.settings["workers"])
+        share_cores(usable_cores(), workers)
+        with self.undisturbed():
+            warm_start = self.warm_start()
+            _ = bench.evaluator
+        with bench.progress("Searching", int(self.settings["num_trials"])) as bar, bench.stage("search"):
+            search = self.search(warm_start, (LiveLine(bar),))
+            candidates = search.run() if workers == 1 else WorkerTeam(bench.config, workers, self.directory).run(search)
         if search.interrupted:
             raise KeyboardInterrupt
         front = pareto_front(candidates, self.objectives)
@@ -202,27 +184,76 @@ class SearchBench:
             raise InfeasibleError("search: no evaluated subnet keeps to all constraints; loosen one of them.")
         return Found(candidates, front)
 
+    def join(self) -> None:
+        """Work on a study that another process has begun, until it is finished."""
+        search = self.search((), (), fresh_chance=True)
+        search.run()
+        if search.interrupted:
+            raise KeyboardInterrupt
+
+    def search(self, warm_start: WarmStarts, trackers: Sequence[Tracker] = (), *, fresh_chance: bool = False) -> Search:
+        """The study's search.
+
+        Args:
+            warm_start: Where it begins.
+            trackers: Hear of every trial.
+            fresh_chance: Whether the sampler draws otherwise than its seed says, as workers beside each other must.
+        """
+        import optuna
+
+        from nas.engine.objective import Objective
+        from nas.engine.rungs import Fidelities
+        from nas.engine.samplers import bind
+        from nas.engine.search import Search
+
+        bench, settings = self.bench, self.settings
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sampler = build(bench.config["sampler"])
+        if fresh_chance:
+            sampler.reseed_rng()
+        pruner = build(settings["pruner"]) if settings["pruner"] else None
+        return Search(
+            self.directory,
+            bench.config["study"],
+            Objective(bench.space, self.costs, self.evaluate, self.objectives, self.limits, self.cache),
+            bind(sampler, bench.space, self.costs, self.limits, self.objectives, seed=bench.seed),
+            int(settings["num_trials"]),
+            storage=build(bench.config["storage"]),
+            warm_start=warm_start,
+            context={
+                "task": bench.config["task"],
+                "model": bench.teacher_hash,
+                "device": bench.device.to_dict(),
+                "workload": bench.workload.to_dict(),
+                "rungs": list(settings["rungs"]),
+            },
+            on_change=settings["on_change"],
+            fidelities=Fidelities(tuple(settings["rungs"]), int(settings["reduction_factor"]), pruner),
+            max_failure_share=float(settings["max_failure_share"]),
+            max_retries=int(settings["max_retries"]),
+            trial_timeout_s=settings["trial_timeout_s"],
+            trackers=trackers,
+        )
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Within this context no other search of this cache calibrates, profiles or measures."""
+        lock = FileLock(self.bench.cache / "measuring.lock")
+        if not lock.acquire(wait=False):
+            self.bench.say("Another search measures on this machine; waiting for it ...")
+        with lock:
+            yield
+
     def stored(self) -> Found:
         """What the study's storage holds, without searching.
 
         Raises:
             ValueError: The storage has no such study, or nothing in it is feasible.
         """
-        import optuna
+        from nas.front import read_front
 
-        from nas.engine.candidates import candidates_of, pareto_front
-
-        opened = build(self.bench.config["storage"]).open(self.directory)
-        try:
-            study = optuna.load_study(study_name=self.bench.config["study"], storage=opened.backend)
-        except KeyError:
-            raise ValueError(f"{opened.described}: has no study {self.bench.config['study']!r}.") from None
-        candidates = candidates_of(study.get_trials(deepcopy=False), self.objectives)
-        front = pareto_front(candidates, self.objectives)
-        if not front:
-            raise InfeasibleError(
-                f"study {self.bench.config['study']!r}: no evaluated subnet keeps to all constraints."
-            )
+        storage = build(self.bench.config["storage"])
+        candidates, front, _ = read_front(storage, str(self.bench.config["study"]), self.directory)
         return Found(candidates, front)
 
     def sensitivity_table(self) -> SensitivityTable | None:
@@ -238,31 +269,6 @@ class SearchBench:
                     continue
                 rows.setdefault(name, [float("nan")] * blocks)[dimension.block] = float(loss)
         return SensitivityTable(self.bench.task.quality, tuple(rows), tuple(tuple(row) for row in rows.values()))
-
-    def _check_feasible(self, limits: tuple[Limit, ...]) -> None:
-        """Refuse constraints that nothing in the space keeps to, naming the nearest subnet and what binds."""
-        predicted = [limit for limit in limits if limit.predicted]
-        if not predicted:
-            return
-        space = self.bench.space
-        subnets = [space.smallest, space.largest, *space.sample(np.random.default_rng(self.bench.seed), 2000)]
-        bounds = self.costs(subnets)
-        worst = np.full(len(subnets), -np.inf)
-        binding = np.zeros(len(subnets), dtype=np.int64)
-        for index, limit in enumerate(predicted):
-            side = bounds[limit.name].upper if limit.upper else bounds[limit.name].lower
-            violation = np.array([limit.violation(float(value)) for value in side])
-            binding[violation > worst] = index
-            worst = np.maximum(worst, violation)
-        nearest = int(np.argmin(worst))
-        if worst[nearest] > 0:
-            limit = predicted[int(binding[nearest])]
-            bound = bounds[limit.name]
-            raise InfeasibleError(
-                f"constraints: no subnet of the space keeps to {limit}; the nearest has {limit.name} "
-                f"{float(bound.value[nearest]):.4g} [{float(bound.lower[nearest]):.4g}, "
-                f"{float(bound.upper[nearest]):.4g}]. Loosen the constraint or give the space smaller choices."
-            )
 
 
 def study_directory(bench: Workbench) -> Path:

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from nas.dashboard.studies import Study, StudyFacts, is_recent, read_context
 from nas.dashboard.trials import TrialRow, Trials
 from nas.engine.limits import Objectives
 from nas.engine.locks import is_held
-from nas.engine.storage import JournalStorage, Storage, hide_password
+from nas.engine.storage import JournalStorage, OpensStorage, Storage, hide_password
 from nas.reports.data import Report
 from nas.reports.report import DATA_NAME
 
@@ -26,13 +26,6 @@ if TYPE_CHECKING:
 # After so long without a request, nothing is read any more until the next one: watching must not disturb measurements.
 IDLE_S = 30.0
 METRIC_NAMES = "study:metric_names"
-
-
-class OpensStorage(Protocol):
-    """`JournalStorage`, `DatabaseStorage`, `ProxyStorage`."""
-
-    def open(self, directory: Path) -> Storage:
-        """Open the storage for a run folder."""
 
 
 @dataclass(frozen=True)
@@ -245,9 +238,11 @@ class StudyReader:
         if row.state != "RUNNING":
             return False
         directory, name = self.facts.directory, row.worker.get("name", "")
-        lock = directory / "workers" / f"{name}.lock" if directory and name and "/" not in name else None
-        if lock is not None and lock.exists():
-            return is_held(lock)
+        if name and "/" not in name:
+            folders = [self._opened.workers, *([directory / "workers"] if directory else [])]
+            locks = [folder / f"{name}.lock" for folder in folders]
+            if there := [lock for lock in locks if lock.exists()]:
+                return is_held(there[0])
         return is_recent(row.started)
 
 

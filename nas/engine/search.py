@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from nas.engine.candidates import Candidate, candidates_of, pareto_front
 from nas.engine.connection import Heartbeat, patiently, storage_failed
 from nas.engine.errors import SearchFailedError
 from nas.engine.interrupts import Interruption, time_limit
 from nas.engine.objective import Measured, Objective, Proposal
-from nas.engine.progress import StatusBoard, Tracker
+from nas.engine.progress import Status, StatusBoard, Tracker
 from nas.engine.rungs import Fidelities
 from nas.engine.slots import TrialSlots, Worker, abandoned
-from nas.engine.storage import JournalStorage, Storage, hide_password
+from nas.engine.storage import JournalStorage, OpensStorage, Storage, hide_password
 from nas.engine.study import StudySettings, WarmStarts, open_study
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.samplers import BaseSampler
-
-
-class OpensStorage(Protocol):
-    """`JournalStorage`, `DatabaseStorage`, `ProxyStorage`."""
-
-    def open(self, directory: Path) -> Storage:
-        """Open the storage for a run folder."""
+    from optuna.trial import FrozenTrial
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +95,7 @@ class Search:
         self.trial_timeout_s = trial_timeout_s
         self.trackers = tuple(trackers)
         self.name = name
+        self.complete = False
         self._interruption = Interruption()
         self._failures: list[str] = []
         self._finished = 0
@@ -126,6 +121,44 @@ class Search:
             with self._interruption.watched():
                 self._loop(study, opened, slots)
             trials = patiently(lambda: study.get_trials(deepcopy=False), opened.lost)
+        self.complete = _count_finished(trials) >= self.num_trials
+        return self._found(trials)
+
+    def watch(self, busy: Callable[[bool], bool]) -> list[Candidate]:
+        """Let others evaluate, and tell trackers of every trial that ends.
+
+        Args:
+            busy: Asked twice a second, with whether Ctrl-C was pressed, whether anybody is still at work.
+
+        Returns:
+            All candidates of the study.
+
+        Raises:
+            SearchFailedError: The storage cannot be read.
+        """
+        study, opened = self.begin()
+        with _explained(opened), self._interruption.watched():
+            trials = patiently(lambda: study.get_trials(deepcopy=False), opened.lost)
+            told = {trial.number for trial in trials if trial.state.is_finished()}
+            board = StatusBoard(self.objective.objectives, self.num_trials, _count_finished(trials))
+            at_work = True
+            while at_work:
+                at_work = busy(self.interrupted)
+                trials = patiently(lambda: study.get_trials(deepcopy=False), opened.lost)
+                for trial in trials:
+                    if trial.state.is_finished() and trial.number not in told:
+                        told.add(trial.number)
+                        self._tell(trial, board(trials))
+                if at_work:
+                    time.sleep(0.5)
+        self.complete = _count_finished(trials) >= self.num_trials
+        return self._found(trials)
+
+    def _tell(self, trial: FrozenTrial, status: Status) -> None:
+        for tracker in self.trackers:
+            tracker.trial_finished(trial, status)
+
+    def _found(self, trials: Sequence[FrozenTrial]) -> list[Candidate]:
         found = candidates_of(trials, self.objective.objectives)
         front = pareto_front(found, self.objective.objectives)
         for tracker in self.trackers:
@@ -154,8 +187,7 @@ class Search:
 
     def _loop(self, study: Study, opened: Storage, slots: TrialSlots) -> None:
         trials = patiently(lambda: study.get_trials(deepcopy=False), opened.lost)
-        already = sum(trial.state.is_finished() and not abandoned(trial) for trial in trials)
-        board = StatusBoard(self.objective.objectives, self.num_trials, already)
+        board = StatusBoard(self.objective.objectives, self.num_trials, _count_finished(trials))
         while not self.interrupted:
             trial, proposal, done = patiently(lambda: self._claim(opened, slots), opened.lost)
             if done:
@@ -174,9 +206,7 @@ class Search:
             patiently(lambda t=trial, e=ended: self._end(study, t, e), opened.lost)  # type: ignore[misc]
             if self.trackers:
                 trials = patiently(lambda: study.get_trials(deepcopy=False), opened.lost)
-                status = board(trials)
-                for tracker in self.trackers:
-                    tracker.trial_finished(trials[trial.number], status)
+                self._tell(trials[trial.number], board(trials))
             self._stop_on_failures()
 
     def _claim(self, opened: Storage, slots: TrialSlots) -> tuple[Trial | None, Proposal | None, bool]:
@@ -247,6 +277,10 @@ class Search:
                 f"search: {failed} of {self._finished} evaluations failed, more than `max_failure_share` "
                 f"{self.max_failure_share:.0%}. The commonest reason ({count} times): {reason}"
             )
+
+
+def _count_finished(trials: Sequence[FrozenTrial]) -> int:
+    return sum(trial.state.is_finished() and not abandoned(trial) for trial in trials)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nas.engine.connection import database_lost, server_lost
 from nas.engine.locks import FileLock
@@ -130,6 +130,13 @@ class Storage:
         """The context in which a worker claims a trial."""
         context: AbstractContextManager[object] = self.lock()
         return context
+
+
+class OpensStorage(Protocol):
+    """`JournalStorage`, `DatabaseStorage`, `ProxyStorage`."""
+
+    def open(self, directory: Path) -> Storage:
+        """Open the storage for a run folder."""
 
 
 class JournalStorage:

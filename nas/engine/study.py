@@ -31,7 +31,7 @@ class StudySettings:
         sampler: Bound to the space.
         pruner: For studies of one goal, else None.
         warm_start: Subnets to evaluate first, or a function that finds them, called only when the study is begun.
-        most: How many of them at most.
+        num_trials: Trials in total; the warm start is at most as many.
         context: Plain data that a continued study must have been begun with.
         on_change: ``refuse`` or ``new``.
 
@@ -44,7 +44,7 @@ class StudySettings:
     sampler: BaseSampler
     pruner: BasePruner | None = None
     warm_start: WarmStarts = ()
-    most: int = 1
+    num_trials: int = 1
     context: Mapping[str, Any] = field(default_factory=dict)
     on_change: str = "refuse"
 
@@ -100,6 +100,8 @@ def open_study(opened: Storage, settings: StudySettings) -> Study:
             study = _begin(opened, name, settings, context)
         if "warm_started" not in study.user_attrs:
             _enqueue(study, settings)
+        if study.user_attrs.get("num_trials") != settings.num_trials:
+            study.set_user_attr("num_trials", settings.num_trials)
     return study
 
 
@@ -130,7 +132,7 @@ def _begin(opened: Storage, name: str, settings: StudySettings, context: Mapping
 
 def _enqueue(study: Study, settings: StudySettings) -> None:
     starts = settings.warm_start() if callable(settings.warm_start) else settings.warm_start
-    for start in list(starts)[: settings.most]:
+    for start in list(starts)[: settings.num_trials]:
         params = settings.objective.space.parameters(start.subnet)
         study.enqueue_trial(params, user_attrs={"origin": start.origin}, skip_if_exists=True)
     study.set_user_attr("warm_started", value=True)

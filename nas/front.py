@@ -1,0 +1,170 @@
+"""`nas pareto`: a study's front for people, read from its storage without loading a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas.config import build
+from nas.engine.candidates import Candidate, candidates_of, pareto_front, pick, shown
+from nas.engine.errors import InfeasibleError
+from nas.engine.limits import Objectives
+from nas.engine.pareto import check_pick
+from nas.engine.storage import OpensStorage
+from nas.reports.data import Report
+from nas.reports.report import DATA_NAME
+from search_spaces.subnet import SubnetConfig
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PICKS = ("knee", "fastest", "smallest")
+_PLAIN_WIDTH = 160
+
+
+def print_pareto(config: Mapping[str, Any], directory: Path) -> None:
+    """Print a study's front, or the member that is picked.
+
+    Args:
+        config: The resolved configuration of ``nas pareto``.
+        directory: The study's folder.
+
+    Raises:
+        ValueError: The storage has no such study, the pick is unknown, or nothing is feasible.
+    """
+    from rich.console import Console
+
+    chosen = check_pick(config["pick"]) if config["pick"] else None
+    _, front, objectives = read_front(storage_of(config, directory), str(config["study"]), directory)
+    measured = measured_latencies(directory)
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _PLAIN_WIDTH)
+    if chosen is None:
+        members = shown(front, objectives, int(config["count"]))
+        console.print(front_table(members, front, objectives, measured, str(config["study"])))
+        console.print(f"nas export study={config['study']} pick=knee   writes the best compromise again")
+        return
+    member = pick(front, objectives, chosen, config["under"] or None)
+    console.print(front_table([member], front, objectives, measured, str(config["study"])))
+    console.print(block_table(member.subnet))
+
+
+def storage_of(config: Mapping[str, Any], directory: Path) -> OpensStorage:
+    """Where the study is kept: as it was begun, where that is known and holds no password that was hidden."""
+    path = directory / "config.json"
+    stored = json.loads(path.read_text(encoding="utf-8")).get("storage") if path.is_file() else None
+    if not isinstance(stored, Mapping) or "***" in json.dumps(stored):
+        stored = config["storage"]
+    storage: OpensStorage = build(stored)
+    return storage
+
+
+def read_front(
+    storage: OpensStorage, name: str, directory: Path
+) -> tuple[list[Candidate], list[Candidate], Objectives]:
+    """A study's candidates, its front, and the goals that its storage knows.
+
+    Raises:
+        ValueError: There is no such study, or nothing in it is feasible.
+    """
+    import optuna
+
+    if not directory.is_dir():
+        there = ", ".join(sorted(path.parent.name for path in directory.parent.glob("*/journal.log"))) or "none yet"
+        raise ValueError(f"`study` must be one of those below {directory.parent} ({there}), but got {name!r}.")
+    opened = storage.open(directory)
+    try:
+        study = optuna.load_study(study_name=name, storage=opened.backend)
+    except KeyError:
+        raise ValueError(f"{opened.described}: has no study {name!r}.") from None
+    directions = ["maximize" if d.name == "MAXIMIZE" else "minimize" for d in study.directions]
+    names = study.metric_names or [f"value {index}" for index in range(len(directions))]
+    objectives = Objectives(dict(zip(names, directions, strict=True)))
+    trials = study.get_trials(deepcopy=False)
+    found = candidates_of(trials, objectives)
+    front = pareto_front(found, objectives)
+    if not front:
+        ended = sum(trial.state.is_finished() for trial in trials)
+        raise InfeasibleError(f"study {name!r}: none of its {ended} finished trials keeps to all constraints.")
+    return found, front, objectives
+
+
+def measured_latencies(directory: Path) -> dict[SubnetConfig, dict[str, float]]:
+    """What the study's finalists took on the device: subnet -> precision -> median ms."""
+    path = directory / DATA_NAME
+    if not path.is_file():
+        return {}
+    found: dict[SubnetConfig, dict[str, float]] = {}
+    for row in Report.load(path).models:
+        if row.measured is not None and row.role == "front":
+            found.setdefault(row.subnet, {})[row.precision] = row.measured.p50_ms
+    return found
+
+
+def front_table(
+    members: Sequence[Candidate],
+    front: Sequence[Candidate],
+    objectives: Objectives,
+    measured: Mapping[SubnetConfig, Mapping[str, float]],
+    study: str,
+) -> Table:
+    """Members of a front with predicted and, for finalists, measured values; picks by name."""
+    from rich.table import Table
+
+    picks: dict[int, list[str]] = {}
+    for name in PICKS:
+        picks.setdefault(pick(front, objectives, name).number, []).append(name)
+    names = [name for name in objectives.goals if name not in front[0].predicted]
+    costs = [name for name in front[0].predicted if name not in ("parameters", "macs")]
+    precisions = sorted({precision for row in measured.values() for precision in row})
+    distilled = any(member.steps for member in members)
+    headings = [
+        "trial",
+        *names,
+        *(f"{name} [low, high]" for name in costs),
+        "parameters",
+        "MACs",
+        *(["steps"] if distilled else []),
+        *(f"measured {precision} ms" for precision in precisions),
+        "pick",
+    ]
+    table = Table(title=f"Pareto front of {study}: {len(members)} of {len(front)} members")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("trial", "pick") else "right")
+    for member in members:
+        took = measured.get(member.subnet, {})
+        table.add_row(
+            str(member.number),
+            *(f"{member.values[name]:.4g}" for name in names),
+            *(_interval(member.predicted[name]) for name in costs),
+            f"{member.number_of('parameters') / 1e6:.3g} M",
+            f"{member.number_of('macs') / 1e6:.4g} M",
+            *([str(member.steps)] if distilled else []),
+            *(f"{took[precision]:.4g}" if precision in took else "-" for precision in precisions),
+            ", ".join(picks.get(member.number, [])),
+        )
+    return table
+
+
+def block_table(subnet: SubnetConfig) -> Table:
+    """An architecture, block by block."""
+    from rich.table import Table
+
+    ranks = ("rank_qkv", "rank_attention_out", "rank_ffn_in", "rank_ffn_out")
+    used = [name for name in ranks if any(getattr(block, name) for block in subnet.blocks)]
+    table = Table("block", "heads", "ffn", *used, "precision", title=f"{subnet.depth} blocks are left")
+    for index, block in enumerate(subnet.blocks):
+        if block.skipped:
+            table.add_row(str(index), "skipped", *[""] * (len(used) + 2))
+            continue
+        sizes = (str(getattr(block, name) or "dense") for name in used)
+        table.add_row(str(index), str(block.heads), str(block.ffn), *sizes, block.precision)
+    return table
+
+
+def _interval(values: tuple[float, float, float]) -> str:
+    value, lower, upper = values
+    return f"{value:.4g}" if lower == upper else f"{value:.4g} [{lower:.4g}, {upper:.4g}]"
