@@ -108,6 +108,7 @@ def _run_hydra(command: str, overrides: list[str]) -> None:
     import hydra
 
     from nas.config import conf_dir
+    from nas.sweeps import swept_keys
 
     # Errors come to us as exceptions, and not as Hydra's text with exit code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -115,8 +116,9 @@ def _run_hydra(command: str, overrides: list[str]) -> None:
     multirun = [text for text in overrides if text in ("-m", "--multirun")]
     sys.argv = [f"nas {command}", *multirun, *(text for text in overrides if text not in multirun)]
     failures: list[Exception] = []
+    swept = swept_keys(overrides) if multirun else None
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(
-        _task_function(command, failures, os.getpid())
+        _task_function(command, failures, os.getpid(), swept)
     )()
     for error in failures[:-1]:
         _fail(_one_line(error))
@@ -124,19 +126,24 @@ def _run_hydra(command: str, overrides: list[str]) -> None:
         raise failures[-1]
 
 
-def _task_function(command: str, failures: list[Exception], parent: int) -> Callable[[DictConfig], Any]:
+def _task_function(
+    command: str, failures: list[Exception], parent: int, swept: list[str] | None = None
+) -> Callable[[DictConfig], Any]:
     """What Hydra runs as a job; a sweep's other jobs go on when one fails.
 
     Args:
         command: The command's name.
         failures: Takes what jobs raise: Hydra would print lines of its own above ours.
         parent: The process that reads the list. A launcher's other processes raise, and the launcher tells.
+        swept: Options that a sweep varies; None outside of sweeps.
     """
 
     def task_function(config: DictConfig) -> Any:
         from nas import commands
 
         try:
+            if swept is not None and command == "search":
+                commands.give_own_study(config, swept)
             return getattr(commands, command)(config)
         except Exception as error:
             if os.getpid() != parent:

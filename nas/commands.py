@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,19 @@ def search(config: DictConfig) -> None:
 
             study_cards(bench, stages.directory)
     _write(report_data, stages.directory)
+
+
+def give_own_study(config: DictConfig, swept: Sequence[str]) -> None:
+    """Name the study of a sweep's job after what the sweep varies; by default all of them share a journal."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from nas.searching import study_directory
+    from nas.sweeps import JOURNAL, share_journal, study_of_job
+
+    data = plain(config)
+    config["study"] = study_of_job(str(config["study"]), swept, data, dict(HydraConfig.get().runtime.choices))
+    if data["storage"] == {"name": "JournalStorage", "path": JOURNAL}:
+        share_journal(study_directory(Workbench(plain(config))))
 
 
 def pareto(config: DictConfig) -> None:

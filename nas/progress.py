@@ -67,6 +67,7 @@ class Progress:
         self.total = total
         self.done = 0
         self.text = ""
+        self._before = 0
         self._stream = stream or sys.stderr
         self._mode = mode if mode != "auto" else ("terminal" if self._stream.isatty() else "plain")
         self._every_s = every_s
@@ -118,6 +119,10 @@ class Progress:
             count = f"{self.done}/{self.total}" if self.total is not None else f"{self.done}"
             self._write(f"{self.title}: {count}, {self._status()}")
 
+    def resume(self, done: int) -> None:
+        """Tell that so many steps were done by an earlier run: they say nothing about the pace of this one."""
+        self.done = self._before = done
+
     @property
     def elapsed_s(self) -> float:
         """Seconds since the work began."""
@@ -126,9 +131,10 @@ class Progress:
     @property
     def left_s(self) -> float | None:
         """Seconds that the remaining steps will take at the pace so far; None while that is unknown."""
-        if self.total is None or self.done <= 0:
+        own = self.done - self._before
+        if self.total is None or own <= 0:
             return None
-        return max(self.total - self.done, 0) * self.elapsed_s / self.done
+        return max(self.total - self.done, 0) * self.elapsed_s / own
 
     def _status(self) -> str:
         parts = [f"{format_duration(self.elapsed_s)} so far"]

@@ -166,16 +166,17 @@ class SearchBench:
     def run(self) -> Found:
         """Search until ``search.num_trials`` trials have ended, those of earlier runs counted."""
         from nas.engine.candidates import pareto_front
-        from nas.engine.progress import LiveLine
+        from nas.engine.progress import LiveLine, load_trackers
         from nas.workers import WorkerTeam, share_cores, usable_cores
 
         bench, workers = self.bench, int(self.settings["workers"])
         share_cores(usable_cores(), workers)
+        trackers = load_trackers(self.settings["trackers"])
         with self.undisturbed():
             warm_start = self.warm_start()
             _ = bench.evaluator
         with bench.progress("Searching", int(self.settings["num_trials"])) as bar, bench.stage("search"):
-            search = self.search(warm_start, (LiveLine(bar),))
+            search = self.search(warm_start, (LiveLine(bar), *trackers))
             candidates = search.run() if workers == 1 else WorkerTeam(bench.config, workers, self.directory).run(search)
         if search.interrupted:
             raise KeyboardInterrupt

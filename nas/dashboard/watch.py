@@ -273,12 +273,12 @@ class FileMemory:
 
 
 def _folder(name: str, source: Source) -> Path | None:
-    """A study's run folder: where its journal lies, or the folder of its name below the root."""
-    if source.directory != source.root:
-        return source.directory
+    """A study's run folder: the folder of its name below the root, or where its journal lies."""
     plain = name == Path(name).name and not name.startswith(".")
     folder = source.root / name
-    return folder if plain and folder.is_dir() and folder.resolve().parent == source.root.resolve() else None
+    if plain and folder.is_dir() and folder.resolve().parent == source.root.resolve():
+        return folder
+    return source.directory if source.directory != source.root else None
 
 
 def _facts(study: FrozenStudy, opened: Storage, directory: Path | None) -> StudyFacts:

@@ -28,6 +28,7 @@ class Status:
     Args:
         finished: Trials that have ended, those of dead workers not counted.
         total: Trials that there will be.
+        already: Trials that had ended before this run.
         feasible: Evaluated trials that keep to every constraint.
         outcomes: How many trials ended how: ``evaluated``, ``cached``, ``duplicate``, ``infeasible``, ``failed``.
         hypervolume: Of the feasible trials, each goal scaled by the first trials' range; grows as the front does.
@@ -38,6 +39,7 @@ class Status:
 
     finished: int
     total: int
+    already: int
     feasible: int
     outcomes: Mapping[str, int]
     hypervolume: float
@@ -56,15 +58,32 @@ class Status:
 class Tracker(Protocol):
     """Hears of every trial: the hook for experiment trackers such as MLflow.
 
-    Pass instances as ``trackers`` to `Search`. An error in a tracker stops the search like any other error: a tracker
-    that may fail must catch what it can live with.
+    Pass instances as ``trackers`` to `Search`, or register a class (called without arguments) as an entry point of the
+    group ``hwnas.trackers`` and name it in ``search.trackers``. An error in a tracker stops the search like any other
+    error: a tracker that may fail must catch what it can live with.
     """
 
     def trial_finished(self, trial: FrozenTrial, status: Status) -> None:
         """A trial has ended, however it did; ``trial.user_attrs`` holds the subnet, the metrics, and the reason."""
 
     def search_finished(self, front: Sequence[Candidate]) -> None:
-        """The search has ended, been interrupted, or stopped because of failures."""
+        """The search has ended or been interrupted."""
+
+
+def load_trackers(names: Sequence[str]) -> tuple[Tracker, ...]:
+    """Trackers of installed packages, by the names of their entry points.
+
+    Raises:
+        ValueError: Nothing installed has such an entry point.
+    """
+    from importlib.metadata import entry_points
+
+    known = {point.name: point for point in entry_points(group="hwnas.trackers")}
+    for name in names:
+        if name not in known:
+            there = ", ".join(sorted(known)) or "none are installed"
+            raise ValueError(f"`search.trackers` must name entry points of hwnas.trackers ({there}), but got {name!r}.")
+    return tuple(known[name].load()() for name in names)
 
 
 class LiveLine:
@@ -79,6 +98,8 @@ class LiveLine:
 
     def trial_finished(self, trial: FrozenTrial, status: Status) -> None:  # noqa: ARG002 - see Tracker
         """Advance by what has ended since the last call, other workers' trials included."""
+        if self.progress.done == 0 and status.already:
+            self.progress.resume(status.already)
         self.progress.advance(max(0, status.finished - self.progress.done), text=str(status))
 
     def search_finished(self, front: Sequence[Candidate]) -> None:
@@ -119,6 +140,7 @@ class StatusBoard:
         return Status(
             finished=len(ended),
             total=self.total,
+            already=self.already,
             feasible=len(able),
             outcomes=Counter(outcome_of(trial) for trial in ended),
             hypervolume=hypervolume(in_first_units(losses), np.full(losses.shape[1], REFERENCE)) if able else 0.0,

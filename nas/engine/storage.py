@@ -153,7 +153,8 @@ class JournalStorage:
         """Open it for a run folder."""
         from optuna.storages import JournalStorage as OptunaJournal
 
-        path = Path(directory) / self.path
+        # Behind links, so that all who share a journal share its locks.
+        path = (Path(directory) / self.path).resolve()
         # Optuna asks for its own base class by type only in annotations; two methods are the whole protocol.
         backend = OptunaJournal(JournalFile(path))  # type: ignore[arg-type]
         claim = path.with_name(path.name + ".claim")

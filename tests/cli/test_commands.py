@@ -10,22 +10,10 @@ from pathlib import Path
 import pytest
 
 from nas.__main__ import COMMANDS, run, usage
+from tests.cli.conftest import FAST
 from tests.evaluation.judged import world
 
-FAST = ["progress=quiet", "torch_threads=1"]
 QUICK = ["measure=false", "evaluation.intervals.resamples=20", "evaluation.robustness.strengths=[0.3]"]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def searched(root):
-    code = run(["search", "experiment=smoke", f"root={root}", *FAST])
-    assert code == 0
-    return root / "smoke"
 
 
 def smoke(root: Path, command: str, *overrides: str) -> list[str]:
