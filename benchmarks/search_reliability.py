@@ -19,12 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import common
 
+ROOT = Path(__file__).resolve().parents[1]
 CLAIMS = ("finished", "lost", "doubled")
 
 
