@@ -78,12 +78,14 @@ def read_front(
     opened = storage.open(directory)
     try:
         study = optuna.load_study(study_name=name, storage=opened.backend)
+        trials = study.get_trials(deepcopy=False)
+        directions = ["maximize" if d.name == "MAXIMIZE" else "minimize" for d in study.directions]
+        names = study.metric_names or [f"value {index}" for index in range(len(directions))]
     except KeyError:
         raise ValueError(f"{opened.described}: has no study {name!r}.") from None
-    directions = ["maximize" if d.name == "MAXIMIZE" else "minimize" for d in study.directions]
-    names = study.metric_names or [f"value {index}" for index in range(len(directions))]
+    finally:
+        opened.disconnect()
     objectives = Objectives(dict(zip(names, directions, strict=True)))
-    trials = study.get_trials(deepcopy=False)
     found = candidates_of(trials, objectives)
     front = pareto_front(found, objectives)
     if not front:

@@ -219,7 +219,10 @@ class Search:
                 claim = slots.claim(promote)
                 if claim.trial is None:
                     return None, None, claim.done
-                return claim.trial, self.objective.propose(claim.trial, self.fidelities.first), False
+                proposal = self.objective.propose(claim.trial, self.fidelities.first)
+                if not opened.locked and slots.withdraw(claim.trial, proposal.subnet.to_json()):
+                    return None, None, False
+                return claim.trial, proposal, False
         except UpdateFinishedTrialError:
             return None, None, False  # Another worker took this one for dead while the connection was lost.
 
@@ -285,7 +288,7 @@ def _count_finished(trials: Sequence[FrozenTrial]) -> int:
 
 @contextmanager
 def _explained(opened: Storage) -> Generator[None, None, None]:
-    """Say of an error of the storage what it means for the study."""
+    """Say of an error of the storage what it means for the study; connections are closed in the end."""
     try:
         yield
     except Exception as error:
@@ -295,3 +298,5 @@ def _explained(opened: Storage) -> Generator[None, None, None]:
             f"search: {opened.described} cannot be written: {hide_password(str(error))}. "
             "What was recorded is safe; make room or permit writing, and run the same command again."
         ) from error
+    finally:
+        opened.disconnect()

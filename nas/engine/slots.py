@@ -131,6 +131,22 @@ class TrialSlots:
         trial.set_user_attr("worker", self.worker.signature)
         return Claim(trial, done=False)
 
+    def withdraw(self, trial: Trial, subnet: str) -> bool:
+        """Give a trial back whose subnet another worker has just claimed, too; for storages without a lock.
+
+        Of two workers that claim the same, at least the one that looks later sees the other. Both may give it back; an
+        enqueued subnet is kept by the earlier trial.
+        """
+        own = trial.number
+        enqueued = "fixed_params" in self.study.get_trials(deepcopy=False)[own].system_attrs
+        for other in self.study.get_trials(deepcopy=False, states=(_state("RUNNING"),)):
+            same = other.user_attrs.get("subnet") == subnet and other.number != own
+            if same and (other.number < own or not enqueued):
+                trial.set_user_attr("withdrawn", value=True)
+                self.study.tell(trial, state=_state("FAIL"))
+                return True
+        return False
+
     def _has_slot(self, number: int) -> bool:
         trials = self.study.get_trials(deepcopy=False)
         return sum(not abandoned(other) for other in trials if other.number < number) < self.num_trials

@@ -116,6 +116,7 @@ class Storage:
         described: How to name it to people, passwords hidden.
         workers: Folder for the lock files by which workers of one machine know each other.
         lost: Whether an exception means that the connection is gone for now.
+        disconnect: Closes the connections; the storage can still be used and opens new ones.
     """
 
     backend: BaseStorage
@@ -125,6 +126,7 @@ class Storage:
     described: str
     workers: Path
     lost: Callable[[BaseException], bool] = lambda _: False
+    disconnect: Callable[[], None] = lambda: None
 
     def claiming(self) -> AbstractContextManager[object]:
         """The context in which a worker claims a trial."""
@@ -211,6 +213,7 @@ class DatabaseStorage:
             described=hide_password(self._url),
             workers=Path(directory) / "workers",
             lost=database_lost,
+            disconnect=backend.engine.dispose,
         )
 
 
