@@ -259,6 +259,56 @@ def test_trackers_hear_of_every_trial(tmp_path):
     assert "trials/min" in str(heard[-2][1])
 
 
+def test_trackers_of_installed_packages_are_loaded_by_name(monkeypatch):
+    import importlib.metadata
+
+    from nas.engine.progress import load_trackers
+
+    point = importlib.metadata.EntryPoint("counting", "collections:Counter", "hwnas.trackers")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point] if group == "hwnas.trackers" else [])
+    assert len(load_trackers(["counting"])) == 1
+    with pytest.raises(ValueError, match=r"`search.trackers` must name entry points of hwnas.trackers \(counting\)"):
+        load_trackers(["mlflow"])
+
+
+def test_the_live_line_shows_trials_share_and_time_left_also_after_a_continuation(tmp_path):
+    import io
+
+    from nas.engine.progress import LiveLine
+    from nas.progress import Progress
+
+    tiny_search(tmp_path, 8).run()
+    stream, clock = io.StringIO(), iter(range(0, 10_000, 20))
+    with Progress("Searching", 10, mode="plain", stream=stream, clock=lambda: float(next(clock))) as bar:
+        tiny_search(tmp_path, 10, trackers=[LiveLine(bar)]).run()
+        assert bar.done == 10
+    said = [line for line in stream.getvalue().splitlines() if "9/10" in line]
+    assert len(said) == 1
+    for word in ("feasible 100%", "hypervolume", "best cosine", "best latency_ms", "trials/min", "left"):
+        assert word in said[0]
+
+
+def test_watching_tells_of_the_trials_of_others(tmp_path):
+    heard = []
+
+    class Tracker:
+        def trial_finished(self, trial, status):
+            heard.append((trial.number, status.finished))
+
+        def search_finished(self, front):
+            heard.append("end")
+
+    def busy(interrupted):
+        if not heard:
+            tiny_search(tmp_path, 5).run()
+        return False
+
+    search = tiny_search(tmp_path, 5, trackers=[Tracker()])
+    assert len(search.watch(busy)) == 5
+    assert search.complete
+    assert heard == [(number, 5) for number in range(5)] + ["end"]
+
+
 def test_the_context_never_holds_a_password(tmp_path):
     tiny_search(tmp_path, 2, context={"storage": "postgresql://me:secret@host/db"}).run()
     text = (tmp_path / "journal.log").read_text()

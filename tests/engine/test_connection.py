@@ -1,0 +1,121 @@
+"""Connections that are lost for a while, signs of life, and errors that no patience mends."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from nas.engine.connection import ConnectionLostError, Heartbeat, database_lost, patiently, storage_failed
+from nas.engine.slots import TrialSlots, Worker
+from nas.engine.storage import JournalStorage
+from tests.engine.worlds import tiny_search
+
+
+class Driver(Exception):
+    def __init__(self, sqlstate):
+        super().__init__("server closed the connection")
+        self.sqlstate = sqlstate
+
+
+def error(sqlstate):
+    from optuna.exceptions import StorageInternalError
+
+    wrapped = StorageInternalError("commit")
+    wrapped.__cause__ = OperationalError("SELECT 1", {}, Driver(sqlstate))
+    return wrapped
+
+
+def test_an_action_is_repeated_until_the_server_is_back():
+    waited, failures = [], [error(None), error("57P01"), error("08006")]
+
+    def action():
+        if failures:
+            raise failures.pop()
+        return "done"
+
+    assert patiently(action, database_lost, sleep=waited.append) == "done"
+    assert waited == [0.2, 0.4, 0.8]
+
+
+def test_patience_ends_and_other_errors_are_not_repeated():
+    now = iter(range(0, 10_000, 100))
+
+    def gone():
+        raise error("08006")
+
+    with pytest.raises(ConnectionLostError, match="no connection for 250 s"):
+        patiently(gone, database_lost, patience_s=250, sleep=lambda _: None, clock=lambda: float(next(now)))
+    calls = []
+
+    def wrong():
+        calls.append(1)
+        raise ValueError("not the server")
+
+    with pytest.raises(ValueError, match="not the server"):
+        patiently(wrong, database_lost)
+    assert len(calls) == 1
+
+
+def test_a_full_disk_is_no_lost_connection():
+    assert not database_lost(error("53100"))
+    assert not database_lost(IntegrityError("INSERT", {}, Driver("23505")))
+    assert database_lost(error("57P03"))
+    assert storage_failed(error("53100"))
+    assert storage_failed(OSError("No space left on device"))
+    assert not storage_failed(ValueError("cosine"))
+
+
+def test_a_heartbeat_gives_signs_of_life_until_its_trial_ends():
+    beats = []
+
+    class Backend:
+        def set_trial_user_attr(self, trial_id, key, value):
+            beats.append((trial_id, key, value))
+            raise OSError("a lost connection does not stop it")
+
+    with Heartbeat(Backend(), 7, interval_s=0.01):
+        while len(beats) < 3:
+            time.sleep(0.005)
+    assert beats[:2] == [(7, "alive", 1), (7, "alive", 2)]
+    count = len(beats)
+    time.sleep(0.05)
+    assert len(beats) == count
+
+
+def test_a_silent_worker_of_another_machine_is_given_up_after_the_grace_period(tmp_path):
+    search = tiny_search(tmp_path, 5)
+    study, opened = search.begin()
+    now = [0.0]
+    with Worker(opened.workers) as worker:
+        slots = TrialSlots(study, opened, 5, worker, grace_s=60, clock=lambda: now[0])
+        search.objective.propose(elsewhere := study.ask())
+        elsewhere.set_user_attr("worker", {"name": "far-1", "host": "far", "pid": "1", "lock": "/nowhere/far-1.lock"})
+        assert slots.claim().trial.number == 1
+        now[0] = 50.0
+        elsewhere.set_user_attr("alive", 1)
+        slots.claim()
+        now[0] = 100.0
+        slots.claim()
+        state = study.get_trials(deepcopy=False)[0].state.name
+        assert state == "RUNNING"
+        now[0] = 120.0
+        slots.claim()
+    trials = study.get_trials(deepcopy=False)
+    assert trials[0].state.name == "FAIL"
+    assert [t.user_attrs["retry_of"] for t in trials if "retry_of" in t.user_attrs][:1] == [0]
+
+
+def test_a_subnet_whose_worker_dies_again_and_again_counts_as_failed(tmp_path):
+    def kills(subnet, steps):
+        raise KeyboardInterrupt
+
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            tiny_search(tmp_path, 1, evaluate=kills, max_retries=2).run()
+    search = tiny_search(tmp_path, 1, max_retries=2)
+    assert search.run() == []
+    trials = JournalStorage().open(tmp_path).backend.get_all_trials(0)
+    assert [t.state.name for t in trials] == ["FAIL"] * 3
+    assert "died 3 times" in trials[-1].user_attrs["reason"]
