@@ -133,8 +133,9 @@ class ActiveProfiling:
         if len(pool) <= self.batch:
             return pool
         features = self._features([*pool, *known])
-        prediction = predictor.predict(features.take(np.arange(len(pool))))
-        width = (prediction.upper - prediction.lower) / prediction.value
+        new = features.take(np.arange(len(pool)))
+        prediction = predictor.predict(new)
+        width = (prediction.upper - prediction.lower) / prediction.value * predictor.point(new)[1]
         scaled = features.products / np.where(features.products.std(axis=0) > 0, features.products.std(axis=0), np.inf)
         points, measured = scaled[: len(pool)], scaled[len(pool) :]
         distance = np.min(((points[:, None] - measured[None]) ** 2).sum(axis=2), axis=1)

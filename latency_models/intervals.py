@@ -2,8 +2,8 @@
 
 Held-out errors come from refits without the row (the jackknife of Barber et al. 2021, arXiv 1905.02928, below 40 rows)
 or without its fold (their CV+ variant above), so their quantiles include what the fit itself is uncertain about.
-Dividing by the model's own spread, and by the errors' level at the subnet's size, keeps small and large subnets equally
-covered (Lei et al. 2018, arXiv 1604.04173).
+Dividing by the errors' level at the subnet's size keeps small and large subnets equally covered (Lei et al. 2018,
+arXiv 1604.04173).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ JACKKNIFE_BELOW = 40
 ROWS_PER_LEVEL = 15
 MOST_LEVELS = 6
 LEVEL_PRIOR = 2.0
+SPREADS = (0.5, 4.0)
 
 
 class Model(Protocol):
@@ -39,7 +40,7 @@ class HeldOut:
 
     Args:
         values: ``(rows,)`` predictions.
-        spreads: ``(rows,)`` the models' own relative spreads.
+        spreads: ``(rows,)`` the models' own spreads, each over what is typical of its fit.
     """
 
     values: Floats
@@ -65,8 +66,23 @@ def held_out(model: Model, features: Features, values: Floats, order: Floats | N
         refitted = copy.deepcopy(model).fit(
             features.take(train), values[train], None if order is None else order[train]
         )
-        predicted[test], spreads[test] = refitted.predict(features.take(test))
+        predicted[test], own = refitted.predict(features.take(test))
+        spreads[test] = relative_spreads(own, typical_spread(refitted, features.take(train)))
     return HeldOut(predicted, spreads)
+
+
+def typical_spread(model: Model, features: Features) -> float:
+    """The median spread of a fitted model over the rows that it was fitted to; 1 where it has none."""
+    return float(np.median(model.predict(features)[1])) or 1.0
+
+
+def relative_spreads(spreads: Floats, typical: float) -> Floats:
+    """Spreads over what is typical of a fit: only where it is less certain than elsewhere compares between fits.
+
+    A fit to few rows may believe in no error at all, and in any number of them beside its rows; hence the bounds.
+    """
+    relative: Floats = np.clip(spreads / typical, *SPREADS)
+    return relative
 
 
 @dataclass(frozen=True)
@@ -74,19 +90,21 @@ class Calibration:
     """Quantiles of held-out errors, and how much larger errors are at some sizes than at others.
 
     Args:
-        scores: Sorted held-out errors, each over its expected spread.
+        scores: Sorted held-out errors, each over the level of its size.
         edges: Predicted values between which errors have a level of their own.
         levels: ``(edges + 1,)``: those levels, of which the mean over the rows is about 1.
+        seen: The largest spread of a held-out row: beyond it, errors are extrapolated.
     """
 
     scores: Floats
     edges: Floats
     levels: Floats
+    seen: float = 1.0
 
     @classmethod
     def of(cls, out: HeldOut, measured: Floats) -> Calibration:
         """Calibrate on held-out predictions."""
-        relative = np.abs(measured / out.values - 1.0) / out.spreads
+        relative = np.abs(measured / out.values - 1.0)
         count = int(np.clip(len(measured) // ROWS_PER_LEVEL, 1, MOST_LEVELS))
         edges = np.quantile(out.values, np.arange(1, count) / count)
         place = np.searchsorted(edges, out.values)
@@ -94,7 +112,7 @@ class Calibration:
         total = np.bincount(place, relative, minlength=count) + LEVEL_PRIOR * relative.mean()
         levels = total / (np.bincount(place, minlength=count) + LEVEL_PRIOR)
         levels = levels / relative.mean() if relative.mean() > 0 else np.ones(count)
-        return cls(np.sort(relative / levels[place]), edges, levels)
+        return cls(np.sort(relative / levels[place]), edges, levels, float(out.spreads.max()))
 
     def quantile(self, confidence: float) -> float:
         """The conformal quantile of the scores, with the correction for their finite number.
@@ -112,6 +130,9 @@ class Calibration:
         return float(self.scores[low - 1]) + (place - math.floor(place)) * step
 
     def half_widths(self, values: Floats, spreads: Floats, confidence: float) -> Floats:
-        """Half of the interval around each predicted value, in the values' unit."""
+        """Half of the interval around each predicted value, in the values' unit.
+
+        Models' own spreads rank errors badly within what was measured, and are needed beyond it.
+        """
         level = self.levels[np.searchsorted(self.edges, values)]
-        return self.quantile(confidence) * values * spreads * level
+        return self.quantile(confidence) * values * level * np.maximum(1.0, spreads / self.seen)

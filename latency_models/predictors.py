@@ -19,7 +19,7 @@ from latency_models.additive import AdditiveModel
 from latency_models.drift import MIN_ROWS as MIN_SEGMENT
 from latency_models.drift import detect
 from latency_models.features import Features, Floats, from_table
-from latency_models.intervals import Calibration, HeldOut, Model, folds_of, held_out
+from latency_models.intervals import Calibration, HeldOut, Model, folds_of, held_out, relative_spreads, typical_spread
 from latency_models.residual import ResidualModel
 from latency_models.shrinkage import ShrinkageModel
 from search_spaces.cost import Workload
@@ -101,6 +101,7 @@ class CalibratedPredictor:
         self.errors_ = {name: float(loss.mean()) for name, loss in losses.items()}
         self.weights_ = weights_of(losses, self.priors)
         self.fitted_ = {name: fitted[name] for name in self.weights_}
+        self.typical_ = {name: typical_spread(model, features) for name, model in self.fitted_.items()}
         self.held_out_ = HeldOut(
             sum((weight * outs[name].values for name, weight in self.weights_.items()), np.zeros(len(values))),
             sum((weight * outs[name].spreads for name, weight in self.weights_.items()), np.zeros(len(values))),
@@ -110,13 +111,18 @@ class CalibratedPredictor:
 
     def predict(self, features: Features, confidence: float = 0.9) -> Prediction:
         """Predict rows with intervals that hold the measured value with the given confidence."""
+        value, spread = self.point(features)
+        half = self.calibration_.half_widths(value, spread, confidence)
+        return Prediction(value, np.maximum(value - half, 0.0), value + half)
+
+    def point(self, features: Features) -> tuple[Floats, Floats]:
+        """Values ``(rows,)``, and how uncertain the models say they are, over what is typical of the fitted rows."""
         value, spread = np.zeros(len(features)), np.zeros(len(features))
         for name, weight in self.weights_.items():
             values, spreads = self.fitted_[name].predict(features)
             value += weight * values
-            spread += weight * spreads
-        half = self.calibration_.half_widths(value, spread, confidence)
-        return Prediction(value, np.maximum(value - half, 0.0), value + half)
+            spread += weight * relative_spreads(spreads, self.typical_[name])
+        return value, spread
 
     @property
     def chosen(self) -> str:

@@ -93,6 +93,26 @@ def judged_and_fitted(
     return FittedPredictor(predictor, len(subnets), scores, checks, fitted.weights_, fitted.drift_)
 
 
+def drift_text(profile: DeviceProfile, report: DriftReport | None) -> str:
+    """What the reference model and the residuals tell of the machine's steadiness."""
+    from latency_models.profile import DRIFTED
+
+    rows = list(profile.latest().values())
+    levels = np.array([row.measurement.drift for row in rows if row.measurement.drift is not None])
+    parts = []
+    if len(levels):
+        off = int((np.abs(levels) > DRIFTED).sum())
+        again = len(profile) - len(rows)
+        low, high = np.quantile(levels, [0.05, 0.95])
+        parts.append(
+            f"the reference model was {low:+.1%} to {high:+.1%} off its usual level in 90 % of the rows; {again} "
+            f"measured again, {off} of {len(rows)} still more than {DRIFTED:.0%} off and taken relative to it"
+        )
+    if report is not None:
+        parts.append(str(report).removeprefix("drift: "))
+    return f"Drift: {'; '.join(parts) or 'not watched, there was no reference model'}."
+
+
 def _score(title: str, scores: Scores, floor: float | None) -> PredictorScore:
     values = {key: value for key, value in scores.to_dict().items() if key != "n" and value is not None}
     return PredictorScore(title, scores.n, values if floor is None else {**values, "noise_floor": floor})

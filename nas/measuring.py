@@ -184,12 +184,14 @@ class DeviceBench:
     def fitted(self) -> FittedPredictor:
         """The predictor of latency, judged on held-out subnets, fitted to all of them, and saved beside the profile."""
         from latency_models.saved import describe, save_predictor
+        from nas.judging import drift_text
 
         fitted = self.fit("latency_ms")
         description = describe(
             fitted.predictor, self.profile, name=self.predictor_name, seed=self.bench.seed, sources=self.siblings
         )
         save_predictor(self.predictor_path, description)
+        self.bench.notes.append(drift_text(self.profile, fitted.drift))
         return fitted
 
     @property

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from nas.judging import FittedPredictor
+from nas.judging import FittedPredictor, drift_text
 from nas.measuring import DeviceBench
 from nas.reports.data import Interval
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from latency_models.drift import DriftReport
-    from latency_models.profile import DeviceProfile
 
 
 def print_profile(device: DeviceBench) -> None:
@@ -60,26 +55,6 @@ def draw(fitted: FittedPredictor, path: Path) -> Path:
 
     save_checks_png([(check.name, "held out", check.predicted_ms, check.measured_ms) for check in fitted.checks], path)
     return path
-
-
-def drift_text(profile: DeviceProfile, report: DriftReport | None) -> str:
-    """What the reference model and the residuals tell of the machine's steadiness."""
-    from latency_models.profile import DRIFTED
-
-    rows = list(profile.latest().values())
-    levels = np.array([row.measurement.drift for row in rows if row.measurement.drift is not None])
-    parts = []
-    if len(levels):
-        off = int((np.abs(levels) > DRIFTED).sum())
-        again = len(profile) - len(rows)
-        low, high = np.quantile(levels, [0.05, 0.95])
-        parts.append(
-            f"the reference model was {low:+.1%} to {high:+.1%} off its usual level in 90 % of the rows; {again} "
-            f"measured again, {off} of {len(rows)} still more than {DRIFTED:.0%} off and taken relative to it"
-        )
-    if report is not None:
-        parts.append(str(report).removeprefix("drift: "))
-    return f"Drift: {'; '.join(parts) or 'not watched, there was no reference model'}."
 
 
 def throughput_text(latency: FittedPredictor, batch_size: int) -> str:
