@@ -87,7 +87,7 @@ $(VENV)/.core: pyproject.toml $(VENV)/.torch
 
 $(VENV)/.dev: $(VENV)/.core
 	@echo "== Installing the development tools"
-	@$(PIP) install -qq -c constraints.txt -e '.[dev]'
+	@$(PIP) install -qq -c constraints.txt -e '.[dev,dashboard]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.core
