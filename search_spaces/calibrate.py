@@ -75,8 +75,8 @@ def library_gb(space: SearchSpace) -> float:
     for index, full in enumerate(space.teacher.blocks):
         for path, whole in layouts(family, space.shape, full).items():
             numbers += 0 if whole.writes else whole.inputs * whole.outputs
-            for level in space.levels(whole.dimension, index):
-                layout = layouts(family, space.shape, space.at_level(whole.dimension, level))[path]
+            for width in space.widths(whole.dimension, index):
+                layout = layouts(family, space.shape, width)[path]
                 inputs, outputs = layout.inputs, layout.outputs
                 numbers += inputs * outputs if whole.writes and inputs < whole.inputs else 0
                 numbers += space.largest_rank(layout.rank_dimension, index, inputs, outputs) * (inputs + outputs)

@@ -13,7 +13,11 @@ from search_spaces.families import ModelShape
 from search_spaces.subnet import PRECISIONS, RANKS
 
 Choice = int | str | bool
-BLOCK_DIMENSIONS = ("skip", "heads", "ffn", *RANKS, "precision")
+# Yes or no, cheapest first.
+SWITCHES = ("skip", "no_attention", "no_ffn")
+BLOCK_DIMENSIONS = (*SWITCHES, "heads", "queries_per_group", "ffn", *RANKS, "precision")
+# Chosen once for the whole model.
+MODEL_DIMENSIONS = ("hidden_size",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,7 @@ class Dimension:
     """One thing that varies.
 
     Args:
-        name: One of ``skip, heads, ffn, rank_*, precision``.
+        name: One of `BLOCK_DIMENSIONS` and `MODEL_DIMENSIONS`.
         choices: Values, from least to most expensive; a trial's parameter is an index into them.
         block: The block it varies, or None when one choice serves all blocks.
     """
@@ -51,9 +55,9 @@ def resolve(shape: ModelShape, name: str, raw: Any, multiple: int) -> tuple[Choi
     values = list(raw) if isinstance(raw, Sequence) and not isinstance(raw, str) else [raw]
     if not values:
         raise ValueError(f"space: `{name}` must have at least one choice, but got none.")
-    if name == "skip":
+    if name in SWITCHES:
         if any(not isinstance(value, bool) for value in values):
-            raise ValueError(f"space: `skip` takes true and false, but got {values}.")
+            raise ValueError(f"space: `{name}` takes true and false, but got {values}.")
         return tuple(sorted(set(values), reverse=True))
     if name == "precision":
         if bad := [value for value in values if value not in PRECISIONS]:
@@ -66,22 +70,22 @@ def resolve(shape: ModelShape, name: str, raw: Any, multiple: int) -> tuple[Choi
 
 
 def _resolve_number(shape: ModelShape, name: str, value: Any, multiple: int) -> int:
-    full = {"heads": shape.heads, "ffn": shape.ffn}.get(name, shape.hidden_size)
+    group = shape.heads // shape.kv_heads
+    full = {"heads": shape.heads, "ffn": shape.ffn, "queries_per_group": group}.get(name, shape.hidden_size)
+    # Heads come in whole key/value groups, and the residual stream in whole heads.
+    unit = {"heads": group, "hidden_size": shape.head_dim}.get(name, 1)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"space: `{name}` takes numbers, but got {value!r}.")
     if (isinstance(value, float) and not value.is_integer()) or (value == 1.0 and isinstance(value, float)):
         if not 0 < value <= 1:
             raise ValueError(f"space: a fraction for `{name}` must be in (0, 1], but got {value}.")
         number = min(full, max(multiple, round(value * full / multiple) * multiple))
-    else:
-        number = int(value)
-    low = 0 if name in RANKS else 1
+        return max(unit, number // unit * unit)
+    number, low = int(value), 0 if name in RANKS else 1
     if not low <= number <= full:
-        what = "hidden size" if name in RANKS else f"{name}"
+        what = "hidden size" if name in (*RANKS, "hidden_size") else name
         raise ValueError(f"space: `{name}` must be between {low} and the model's {what} {full}, but got {value}.")
-    group = shape.heads // shape.kv_heads
-    if name == "heads" and number % group:
-        if isinstance(value, float) and not float(value).is_integer():
-            return max(group, number // group * group)
-        raise ValueError(f"space: `heads` must be a multiple of {group} (whole key/value groups), but got {value}.")
+    if number % unit:
+        why = "whole key/value groups" if name == "heads" else "whole heads"
+        raise ValueError(f"space: `{name}` must be a multiple of {unit} ({why}), but got {value}.")
     return number

@@ -1,9 +1,9 @@
 """Least-squares compensation: what is left of a projection's input is made to stand in for what was removed.
 
-For kept inputs S of a projection ``y = W a + b`` the weights that minimise ``E |y - W' a_S - b'|^2`` are
-``W' = W C[:, S] (C[S, S] + damping)^-1`` and ``b' = b + W m - W' m_S``, with the input's mean m and covariance C. It
-is the closed form of what optimal brain surgeon reaches one unit at a time (Hassibi and Stork 1993; ZipLM, Kurtic
-et al. 2023, arXiv 2302.04089).
+For kept inputs S and removed ones R of a projection ``y = W a + b`` the weights that minimise
+``E |y - W' a_S - b'|^2`` are ``W' = W_S + W_R C[R, S] (C[S, S] + damping)^-1`` and ``b' = b + W m - W' m_S``, with the
+input's mean m and covariance C. It is the closed form of what optimal brain surgeon reaches one unit at a time (Hassibi
+and Stork 1993; ZipLM, Kurtic et al. 2023, arXiv 2302.04089).
 
 A projection without a bias keeps none, so that what is made of it is still of the stock class: there C is the second
 moment E[a a'] and m is left out.
@@ -72,10 +72,12 @@ def refit(
     weight: Tensor, bias: Tensor | None, moments: Moments, kept: Tensor, damping: float
 ) -> tuple[Tensor, Tensor | None]:
     """Weights ``(out, kept)`` and bias ``(out,)`` that best reproduce the projection from the kept inputs alone."""
-    full = weight.double()
-    spread = moments.spread(bias)
-    inner = damped(spread[kept][:, kept], damping)
-    refitted = torch.cholesky_solve(spread[kept] @ full.T, torch.linalg.cholesky(inner)).T
+    full, spread = weight.double(), moments.spread(bias)
+    gone = torch.ones(full.shape[1], dtype=torch.bool)
+    gone[kept] = False
+    # Only what is added to the kept weights is damped: where there is little data, they stay as they are.
+    inner = torch.linalg.cholesky(damped(spread[kept][:, kept], damping))
+    refitted = full[:, kept] + torch.cholesky_solve(spread[kept][:, gone] @ full[:, gone].T, inner).T
     if bias is None:
         return refitted, None
     # The bias that keeps the mean output.

@@ -117,15 +117,15 @@ def costs(shape: ModelShape, subnets: Sequence[SubnetConfig] | SubnetTable, work
     for projection in projections(shape, table):
         weights += projection.count * projection.weights
         if projection.bias:
-            # A sublayer that is not there leaves no bias either.
-            there = (projection.inputs > 0) & (projection.outputs > 0)
-            biases += projection.count * np.where(there, projection.outputs, 0)
-    others = np.full(table.heads.shape, shape.block_other_parameters)
-    others[:, 0] -= shape.first_block_lacks
+            # Of a sublayer that is not there the last bias is left: its mean output.
+            biases += projection.count * projection.outputs
+    attention = np.full(table.heads.shape, shape.attention_other_parameters)
+    attention[:, 0] -= shape.first_block_lacks
+    others = shape.block_other_parameters + attention * (table.heads > 0) + shape.ffn_other_parameters * (table.ffn > 0)
     block_parameters = np.where(kept, weights + biases + others, 0)
     # Scores and weighted values: two products of (new tokens x all tokens x head_dim) per head.
-    attention = 2 * table.heads * shape.head_dim * tokens * workload.sequence_length
-    macs = (tokens * weights + attention) * kept
+    scores = 2 * table.heads * shape.head_dim * tokens * workload.sequence_length
+    macs = (tokens * weights + scores) * kept
     head = tokens * shape.head_macs_per_token + workload.batch_size * shape.head_macs_per_sequence
     other = block_parameters - np.where(kept, weights, 0)
     return Cost(

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from search_spaces.modeling_subnet import Constant
+
 
 @dataclass(frozen=True, slots=True)
 class LinearWeights:
@@ -37,9 +39,16 @@ class LinearWeights:
     def module(self, *, transposed: bool = False) -> nn.Module:
         """A plain module with its own copy of the tensors: one ``nn.Linear``, or two in an ``nn.Sequential``.
 
+        A projection without inputs is a `Constant`.
+
         Args:
             transposed: Make a dense one the ``Conv1D`` of `transformers`, as GPT-2 has it.
         """
+        if not self.in_features:
+            constant = Constant(self.out_features, bias=self.bias is not None)
+            if self.bias is not None:
+                constant.bias = nn.Parameter(self.bias.detach().clone())
+            return constant
         if self.down is not None:
             return nn.Sequential(_linear(self.down, None), _linear(self.weight, self.bias))
         return _conv1d(self.weight, self.bias) if transposed else _linear(self.weight, self.bias)
@@ -89,6 +98,8 @@ class ElasticLinear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """``(..., in)`` to ``(..., out)``."""
         active = self.active
+        if not active.in_features:
+            return inputs.new_zeros(()) if active.bias is None else active.bias
         if active.down is not None:
             inputs = functional.linear(inputs, active.down)
         return functional.linear(inputs, active.weight, active.bias)

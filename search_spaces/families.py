@@ -32,12 +32,14 @@ class ModelFamily:
         ffn_in: Paths of the projections that widen: one, or gate and up; the same path twice where one matrix holds
             the rows of both.
         ffn_out: Path of the projection that narrows.
-        attention: Path of the module that holds the attention's head counts.
+        attention: Path of the module that is the attention, and holds its head counts.
+        ffn: Path of the module that is the FFN, or what of it comes before the projection that narrows.
         attention_norm, ffn_norm: Paths of the two norms.
         post_norm: Whether norms follow the residual sums (BERT) or precede the sublayers (GPT, Llama, ViT).
         causal: Whether tokens see only the tokens before them.
         layer_index: Paths, in a block, of modules whose ``layer_idx`` names the block's place in the KV cache.
         config_ffn: The configuration's name for the FFN's width.
+        config_heads: Whether the configuration can say that there are fewer heads of the same width.
     """
 
     name: str
@@ -50,12 +52,14 @@ class ModelFamily:
     ffn_in: tuple[str, ...]
     ffn_out: str
     attention: str
+    ffn: str
     attention_norm: str
     ffn_norm: str
     post_norm: bool
     causal: bool
     layer_index: tuple[str, ...] = ()
     config_ffn: str = "intermediate_size"
+    config_heads: bool = False
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -90,6 +94,7 @@ _BERT = ModelFamily(
     ffn_in=("intermediate.dense",),
     ffn_out="output.dense",
     attention="attention.self",
+    ffn="intermediate",
     attention_norm="attention.output.LayerNorm",
     ffn_norm="output.LayerNorm",
     post_norm=True,
@@ -107,11 +112,13 @@ _LLAMA = ModelFamily(
     ffn_in=("mlp.gate_proj", "mlp.up_proj"),
     ffn_out="mlp.down_proj",
     attention="self_attn",
+    ffn="mlp",
     attention_norm="input_layernorm",
     ffn_norm="post_attention_layernorm",
     post_norm=False,
     causal=True,
     layer_index=("self_attn",),
+    config_heads=True,
 )
 FAMILIES: tuple[ModelFamily, ...] = (
     _BERT,
@@ -127,6 +134,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         ffn_in=("ffn.lin1",),
         ffn_out="ffn.lin2",
         attention="attention",
+        ffn="ffn",
         attention_norm="sa_layer_norm",
         ffn_norm="output_layer_norm",
         post_norm=True,
@@ -144,6 +152,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         ffn_in=("mlp.Wi", "mlp.Wi"),
         ffn_out="mlp.Wo",
         attention="attn",
+        ffn="mlp",
         attention_norm="attn_norm",
         ffn_norm="mlp_norm",
         post_norm=False,
@@ -161,6 +170,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         ffn_in=("mlp.c_fc",),
         ffn_out="mlp.c_proj",
         attention="attn",
+        ffn="mlp",
         attention_norm="ln_1",
         ffn_norm="ln_2",
         post_norm=False,
@@ -182,10 +192,12 @@ FAMILIES: tuple[ModelFamily, ...] = (
         ffn_in=("mlp.fc1",),
         ffn_out="mlp.fc2",
         attention="attention",
+        ffn="mlp",
         attention_norm="layernorm_before",
         ffn_norm="layernorm_after",
         post_norm=False,
         causal=False,
+        config_heads=True,
     ),
 )
 
@@ -254,8 +266,10 @@ class ModelShape:
         gated: Whether the FFN has a gate projection beside the one that widens.
         fused_qkv, fused_ffn: Whether one matrix holds query, key and value; gate and up.
         bias_qkv, bias_attention_out, bias_ffn_in, bias_ffn_out: Whether the projections have biases.
-        block_other_parameters: Parameters of one block outside its projections (norms).
-        first_block_lacks: Parameters that the first block has less than the others (ModernBERT: its first norm).
+        attention_other_parameters, ffn_other_parameters: Parameters of one block outside its projections that are of
+            no use where it has no attention, or no FFN (the norm before it, norms of queries and keys).
+        block_other_parameters: The block's other parameters outside its projections (norms that follow a sum).
+        first_block_lacks: Parameters of its attention that the first block has less (ModernBERT: its first norm).
         other_parameters: Parameters outside the blocks (embeddings, pooler, task head).
         head_macs_per_token: MACs per token outside the blocks (a language model's head).
         head_macs_per_sequence: MACs per sequence outside the blocks (pooler, classifier, an image's patches).
@@ -277,6 +291,8 @@ class ModelShape:
     bias_attention_out: bool
     bias_ffn_in: bool
     bias_ffn_out: bool
+    attention_other_parameters: int
+    ffn_other_parameters: int
     block_other_parameters: int
     first_block_lacks: int
     other_parameters: int
@@ -332,8 +348,10 @@ class ModelShape:
             bias_attention_out=out_bias is not None,
             bias_ffn_in=ffn_in_bias is not None,
             bias_ffn_out=ffn_out_bias is not None,
-            block_other_parameters=others[-1],
-            first_block_lacks=others[-1] - others[0],
+            attention_other_parameters=others[-1][0],
+            ffn_other_parameters=others[-1][1],
+            block_other_parameters=others[-1][2],
+            first_block_lacks=sum(others[-1]) - sum(others[0]),
             other_parameters=sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in blocks.parameters()),
             head_macs_per_token=per_token,
             head_macs_per_sequence=per_sequence,
@@ -342,6 +360,13 @@ class ModelShape:
         )
 
 
-def _other_parameters(block: nn.Module, family: ModelFamily) -> int:
-    inside = {id(p) for path in family.projections for p in block.get_submodule(path).parameters()}
-    return sum(p.numel() for p in block.parameters() if id(p) not in inside)
+def _other_parameters(block: nn.Module, family: ModelFamily) -> tuple[int, int, int]:
+    """Parameters outside the projections: of the attention, of the FFN, and the rest."""
+    counted = {id(p) for path in family.projections for p in block.get_submodule(path).parameters()}
+    counts = []
+    for module, norm in ((family.attention, family.attention_norm), (family.ffn, family.ffn_norm), ("", "")):
+        paths = [module, *([] if family.post_norm or not norm else [norm])]
+        own = {id(p): p.numel() for path in paths for p in block.get_submodule(path).parameters()}
+        counts.append(sum(size for key, size in own.items() if key not in counted))
+        counted |= own.keys()
+    return counts[0], counts[1], counts[2]

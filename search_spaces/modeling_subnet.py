@@ -10,8 +10,42 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+
+class Constant(nn.Module):
+    """What is left of a projection without inputs: its mean output."""
+
+    def __init__(self, outputs: int, *, bias: bool) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """``(outputs,)``, or 0 without a bias: whatever it is added to has the batch's shape."""
+        return inputs.new_zeros(()) if self.bias is None else self.bias
+
+
+class Absent(nn.Module):
+    """An attention or FFN that is not there.
+
+    Args:
+        name: Name of the projection inside the sublayer that writes to the residual stream; empty if it is outside.
+        out: That projection.
+        pair: Whether callers expect attention weights as well.
+    """
+
+    def __init__(self, name: str, out: nn.Module, *, pair: bool) -> None:
+        super().__init__()
+        self._name, self._pair = name, pair
+        if name:
+            self.add_module(name, out)
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        """What the projection that writes makes of nothing."""
+        result = getattr(self, self._name)(hidden_states) if self._name else hidden_states
+        return (result, None) if self._pair else result
 
 
 def whole(config: Any, subnet: Mapping[str, Any]) -> Any:
@@ -30,11 +64,15 @@ def shrink(model: Any, subnet: Mapping[str, Any]) -> None:
         model: A model of transformers, made with the configuration that `whole` gives.
         subnet: ``blocks`` (path of the list of blocks), ``num_blocks`` and ``layer_types`` of the whole model, ``kept``
             (numbers of the blocks that are left), ``cached`` (see `keep_blocks`), and ``changes``: for each block that
-            is left, ``linears`` (path to inputs, outputs and rank) and ``attributes`` (path to names and values).
+            is left, ``absent`` (arguments of `leave_out`), ``linears`` (path to inputs, outputs and rank) and
+            ``attributes`` (path to names and values).
     """
     base = getattr(model, model.base_model_prefix, model)
     blocks = [base.get_submodule(subnet["blocks"])[index] for index in subnet["kept"]]
     for block, changes in zip(blocks, subnet["changes"], strict=True):
+        for sublayer in changes["absent"]:
+            constant = constant_like(block.get_submodule(sublayer["out"]))
+            leave_out(block, **sublayer, constant=constant)
         for path, sizes in changes["linears"].items():
             block.set_submodule(path, resized(block.get_submodule(path), **sizes))
         for path, values in changes["attributes"].items():
@@ -59,12 +97,41 @@ def keep_blocks(
     base = getattr(model, model.base_model_prefix, model)
     base.set_submodule(path, nn.ModuleList(blocks))
     set_existing(base.get_submodule(path.rpartition(".")[0]), {"n_layers": len(blocks)})
-    for position, block in enumerate(blocks):
-        for name in cached:
-            set_existing(block.get_submodule(name), {"layer_idx": position})
+    position = 0
+    for block in blocks:
+        holders = [block.get_submodule(name) for name in cached]
+        for module in holders:
+            set_existing(module, {"layer_idx": position})
+        # A block without attention has no place in the cache, whose first place counts the tokens.
+        position += any(hasattr(module, "layer_idx") for module in holders)
     model.config.num_hidden_layers = len(blocks)
     if layer_types is not None:
         model.config.layer_types = list(layer_types)
+
+
+def leave_out(block: nn.Module, module: str, out: str, norm: str | None, constant: nn.Module, *, pair: bool) -> None:
+    """Put nothing in the place of a sublayer, and what it adds to the residual stream on average.
+
+    Args:
+        block: The block.
+        module: Path of the sublayer.
+        out: Path of its projection that writes to the residual stream, inside it or beside it.
+        norm: Path of the norm before it, which is of no use then; None where norms follow the sums.
+        constant: What stands in the place of that projection.
+        pair: Whether callers expect attention weights as well.
+    """
+    inside = out.removeprefix(f"{module}.") if out.startswith(f"{module}.") else ""
+    block.set_submodule(module, Absent(inside, constant, pair=pair))
+    if not inside:
+        block.set_submodule(out, constant)
+    if norm is not None:
+        block.set_submodule(norm, nn.Identity())
+
+
+def constant_like(module: Any) -> Constant:
+    """The constant that stands in the place of a projection."""
+    outputs = module.weight.shape[1 if isinstance(module, Conv1D) else 0]
+    return Constant(outputs, bias=module.bias is not None)
 
 
 def set_existing(module: nn.Module, values: Mapping[str, Any]) -> None:

@@ -18,11 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.canonical import canonical, canonical_block
-from search_spaces.choices import BLOCK_DIMENSIONS, Choice, Dimension, resolve
-from search_spaces.cost import effective_rank
+from search_spaces.canonical import canonical, canonical_table
+from search_spaces.choices import BLOCK_DIMENSIONS, MODEL_DIMENSIONS, SWITCHES, Choice, Dimension, resolve
 from search_spaces.families import ModelShape
-from search_spaces.subnet import RANKS, SKIPPED, BlockConfig, SubnetConfig, SubnetTable, saves
+from search_spaces.homogeneous import restrict
+from search_spaces.subnet import RANKS, BlockConfig, SubnetConfig, SubnetTable, saves
 
 
 class Suggests(Protocol):
@@ -54,10 +54,11 @@ class SearchSpace:
         shape: ModelShape,
         choices: Mapping[str, Any],
         *,
-        per_block: Sequence[str] = ("skip", "heads", "ffn", *RANKS),
+        per_block: Sequence[str] = BLOCK_DIMENSIONS[:-1],
         overrides: Mapping[int, Mapping[str, Any]] | None = None,
         round_to: Mapping[str, int] | None = None,
         min_blocks: int = 1,
+        homogeneous: bool = False,
     ) -> SearchSpace:
         """Resolve choices as they stand in YAML against a teacher.
 
@@ -69,30 +70,26 @@ class SearchSpace:
             overrides: Block index -> dimension -> choices of that block alone.
             round_to: Dimension -> multiple that resolved fractions are rounded to (e.g. ``{"ffn": 64}``).
             min_blocks: Blocks that are always left.
+            homogeneous: Keep to shapes that the stock configuration class can express: see `homogeneous.restrict`.
 
         Raises:
             ValueError: A dimension is unknown, or a choice does not fit the teacher.
         """
-        for name in (*choices, *per_block, *(n for o in (overrides or {}).values() for n in o)):
-            if name not in BLOCK_DIMENSIONS:
-                raise ValueError(f"space: unknown dimension {name!r}; known are {', '.join(BLOCK_DIMENSIONS)}.")
-        if not 1 <= min_blocks <= shape.num_blocks:
-            raise ValueError(f"space: `min_blocks` must be between 1 and {shape.num_blocks}, but got {min_blocks}.")
-        rounding = dict(round_to or {})
+        own = {index: dict(values) for index, values in (overrides or {}).items()}
+        _check(shape, [choices, dict.fromkeys(per_block), *own.values()], own, per_block, min_blocks)
         dimensions: list[Dimension] = []
         for index in range(shape.num_blocks):
-            own = dict((overrides or {}).get(index, {}))
-            for name in BLOCK_DIMENSIONS:
-                raw = own.get(name, choices.get(name))
+            for name in (*BLOCK_DIMENSIONS, *(MODEL_DIMENSIONS if index == 0 else ())):
+                raw = own.get(index, {}).get(name, choices.get(name))
                 if raw is None:
                     continue
-                values = resolve(shape, name, raw, rounding.get(name, 1))
-                if name in per_block or name in own:
+                values = resolve(shape, name, raw, dict(round_to or {}).get(name, 1))
+                if name in per_block or name in own.get(index, {}):
                     dimensions.append(Dimension(name, values, index))
                 elif index == 0:
                     dimensions.append(Dimension(name, values, None))
-        if unknown := sorted(set(overrides or {}) - set(range(shape.num_blocks))):
-            raise ValueError(f"space: `overrides` names block {unknown[0]}, but the model has {shape.num_blocks}.")
+        if homogeneous:
+            dimensions = restrict(shape, dimensions)
         return cls(shape=shape, dimensions=tuple(dimensions), min_blocks=min_blocks)
 
     # -- what a search does with it ---------------------------------------------------------------------------------
@@ -104,7 +101,7 @@ class SearchSpace:
 
     def decode(self, levels: NDArray[np.int64]) -> list[SubnetConfig]:
         """Canonical subnets of rows of parameter levels, ``(subnets, dimensions)``."""
-        return [self._from_row(row) for row in levels.tolist()]
+        return self.table(levels).subnets()
 
     def encode(self, subnets: Sequence[SubnetConfig]) -> NDArray[np.int64]:
         """Rows of parameter levels, ``(subnets, dimensions)``, that `decode` turns into the same canonical subnets.
@@ -131,19 +128,20 @@ class SearchSpace:
 
     def table(self, levels: NDArray[np.int64]) -> SubnetTable:
         """Columns of the canonical subnets of rows of levels, computed without building one object a row."""
-        blocks = self.shape.num_blocks
-        columns: dict[str, NDArray[np.int64]] = {}
-        for name, default in self._defaults.items():
-            columns[name] = np.full((len(levels), blocks), default, dtype=np.int64)
-        skip = np.zeros((len(levels), blocks), dtype=bool)
+        rows, blocks = len(levels), self.shape.num_blocks
+        sizes = {name: np.full((rows, blocks), value, dtype=np.int64) for name, value in self._defaults.items()}
+        switches = {name: np.zeros((rows, blocks), dtype=bool) for name in SWITCHES}
+        hidden_size = np.full(rows, self.shape.hidden_size, dtype=np.int64)
         for position, dimension in enumerate(self.dimensions):
             values = dimension.numbers[levels[:, position]]
             at = slice(None) if dimension.block is None else slice(dimension.block, dimension.block + 1)
-            if dimension.name == "skip":
-                skip[:, at] = values[:, None] == 1
+            if dimension.name == "hidden_size":
+                hidden_size = values
+            elif dimension.name in SWITCHES:
+                switches[dimension.name][:, at] = values[:, None] == 1
             else:
-                columns[dimension.name][:, at] = values[:, None]
-        return self._canonical_table(columns, skip)
+                sizes[dimension.name][:, at] = values[:, None]
+        return canonical_table(self.shape, sizes | {"hidden_size": hidden_size}, switches, self.min_blocks)
 
     def sample(self, generator: np.random.Generator, count: int) -> list[SubnetConfig]:
         """Canonical subnets drawn uniformly over the parameters' levels; repeats are possible."""
@@ -181,25 +179,28 @@ class SearchSpace:
 
     def variants(self, block: int) -> list[BlockConfig]:
         """Every distinct canonical choice of one block, the skipped one included where the space allows it."""
-        own = [d for d in self.dimensions if d.block in (block, None)]
-        found: dict[BlockConfig, None] = {}
-        for values in product(*(d.choices for d in own)):
-            candidate = self._block(dict(zip((d.name for d in own), values, strict=True)))
-            found[candidate] = None
-        return list(found)
+        own = [p for p, d in enumerate(self.dimensions) if d.block in (block, None)]
+        choices = list(product(*(range(len(self.dimensions[position].choices)) for position in own)))
+        rows = np.repeat([[len(d.choices) - 1 for d in self.dimensions]], len(choices), axis=0)
+        rows[:, own] = np.array(choices, dtype=np.int64).reshape(len(choices), len(own))
+        return list(dict.fromkeys(subnet.blocks[block] for subnet in self.decode(rows)))
 
     def levels(self, name: str, block: int) -> tuple[int, ...]:
-        """The sizes that a block's heads or FFN can take; the full one alone where the space does not vary it."""
-        full = int(self._defaults[name])
+        """The values that a dimension can take in a block; the full one alone where the space does not vary it."""
         own = [d for d in self.dimensions if d.name == name and d.block in (block, None)]
-        return tuple(int(value) for value in own[0].choices) if own else (full,)
+        full = {"hidden_size": self.shape.hidden_size, **dict.fromkeys(SWITCHES, 0), **self._defaults}[name]
+        return tuple(own[0].numbers.tolist()) if own else (full,)
 
-    def at_level(self, name: str, level: int) -> BlockConfig:
-        """The teacher's block with another size of its heads (whole key/value groups) or its FFN."""
+    def widths(self, name: str, block: int) -> list[BlockConfig]:
+        """The teacher's block at every width of its ``heads`` or its ``ffn``; none at all where the space says so."""
         full = self.teacher.blocks[0]
         if name == "ffn":
-            return replace(full, ffn=level)
-        return replace(full, heads=level, kv_heads=level * self.shape.kv_heads // self.shape.heads)
+            sizes = [0] * max(self.levels("no_ffn", block)) + list(self.levels("ffn", block))
+            return [replace(full, ffn=size) for size in sizes]
+        group = self.shape.heads // self.shape.kv_heads
+        pairs = list(product(self.levels("heads", block), self.levels("queries_per_group", block)))
+        kept = [replace(full, heads=heads // group * queries, kv_heads=heads // group) for heads, queries in pairs]
+        return [replace(full, heads=0, kv_heads=0)] * max(self.levels("no_attention", block)) + kept
 
     def largest_rank(self, name: str, block: int, inputs: int, outputs: int) -> int:
         """The largest rank of a dimension that makes a projection of these sizes smaller; 0 where none does."""
@@ -233,55 +234,28 @@ class SearchSpace:
 
     @cached_property
     def _defaults(self) -> dict[str, int]:
-        return {"heads": self.shape.heads, "ffn": self.shape.ffn, **dict.fromkeys(RANKS, 0), "precision": 0}
-
-    def _block(self, values: Mapping[str, Choice]) -> BlockConfig:
-        if values.get("skip"):
-            return SKIPPED
-        heads = int(values.get("heads", self.shape.heads))
-        group = self.shape.heads // self.shape.kv_heads
-        return canonical_block(
-            self.shape,
-            BlockConfig(
-                heads=heads,
-                kv_heads=heads // group,
-                ffn=int(values.get("ffn", self.shape.ffn)),
-                precision=values.get("precision", "fp32"),  # type: ignore[arg-type]
-                **{name: int(values.get(name, 0)) for name in RANKS},
-            ),
-            self.shape.hidden_size,
-        )
-
-    def _from_row(self, row: Sequence[int]) -> SubnetConfig:
-        shared: dict[str, Choice] = {}
-        own: list[dict[str, Choice]] = [{} for _ in range(self.shape.num_blocks)]
-        for level, dimension in zip(row, self.dimensions, strict=True):
-            (shared if dimension.block is None else own[dimension.block])[dimension.name] = dimension.choices[level]
-        missing = self.min_blocks - sum(not {**shared, **values}.get("skip", False) for values in own)
-        for values in own:
-            if missing > 0 and {**shared, **values}.get("skip"):
-                values["skip"] = False
-                missing -= 1
-        blocks = tuple(self._block({**shared, **values}) for values in own)
-        return SubnetConfig(blocks=blocks, hidden_size=self.shape.hidden_size)
+        shape = self.shape
+        sizes = {"heads": shape.heads, "queries_per_group": shape.heads // shape.kv_heads, "ffn": shape.ffn}
+        return {**sizes, **dict.fromkeys(RANKS, 0), "precision": 0}
 
     def _levels(self, subnet: SubnetConfig) -> list[int]:
         wanted = self.canonical(subnet)
         if len(wanted.blocks) != self.shape.num_blocks:
             raise ValueError(f"subnet: must have {self.shape.num_blocks} blocks, but got {len(wanted.blocks)}.")
         row = [self._level(dimension, wanted) for dimension in self.dimensions]
-        if self._from_row(row) != wanted:
+        if self.decode(np.array([row], dtype=np.int64).reshape(1, -1)) != [wanted]:
             raise ValueError(f"subnet: not in this search space: {wanted.to_json()}")
         return row
 
-    @staticmethod
-    def _level(dimension: Dimension, subnet: SubnetConfig) -> int:
+    def _level(self, dimension: Dimension, subnet: SubnetConfig) -> int:
         """The level that describes the subnet; inert choices take the most expensive level."""
+        if dimension.name == "hidden_size":
+            return dimension.choices.index(subnet.hidden_size) if subnet.hidden_size in dimension.choices else 0
         blocks = subnet.blocks if dimension.block is None else subnet.blocks[dimension.block : dimension.block + 1]
         top = len(dimension.choices) - 1
-        for block in blocks:
-            value: Choice = block.skipped if dimension.name == "skip" else getattr(block, dimension.name)
-            if block.skipped and dimension.name != "skip":
+        for index, block in enumerate(blocks, start=dimension.block or 0):
+            value = self._value(dimension.name, index, block)
+            if value is None:
                 continue
             if value in dimension.choices:
                 return dimension.choices.index(value)
@@ -290,26 +264,40 @@ class SearchSpace:
             return 0
         return top
 
-    def _canonical_table(self, columns: dict[str, NDArray[np.int64]], skip: NDArray[np.bool_]) -> SubnetTable:
-        missing = self.min_blocks - (~skip).sum(axis=1)
-        # The first `missing` skipped blocks of a row come back.
-        back = skip & (np.cumsum(skip, axis=1) <= missing[:, None])
-        gone = skip & ~back
-        for values in columns.values():
-            values[gone] = 0
-        heads, ffn = columns["heads"], columns["ffn"]
-        kv_heads = heads * self.shape.kv_heads // self.shape.heads
-        hidden = np.full(heads.shape, self.shape.hidden_size, dtype=np.int64)
-        ranks = columns["rank_qkv"]
-        saving = [saves(ranks, hidden, rows) for rows in self.shape.qkv_rows(heads, kv_heads)]
-        return SubnetTable(
-            hidden_size=np.full(len(heads), self.shape.hidden_size, dtype=np.int64),
-            heads=heads,
-            kv_heads=kv_heads,
-            ffn=ffn,
-            rank_qkv=np.where(np.logical_or.reduce(saving), ranks, 0),
-            rank_attention_out=effective_rank(columns["rank_attention_out"], heads * self.shape.head_dim, hidden),
-            rank_ffn_in=effective_rank(columns["rank_ffn_in"], hidden, self.shape.ffn_in_rows(ffn)),
-            rank_ffn_out=effective_rank(columns["rank_ffn_out"], ffn, hidden),
-            precision=columns["precision"],
-        )
+    def _value(self, name: str, index: int, block: BlockConfig) -> Choice | None:
+        """A block's choice in a dimension; None where it is inert."""
+        if name == "skip":
+            return block.skipped
+        if block.skipped:
+            # Where blocks cannot be skipped at once, one without attention and FFN is.
+            return True if name in SWITCHES and max(self.levels("skip", index)) == 0 else None
+        of_attention = {
+            "no_attention": block.heads == 0,
+            "heads": block.kv_heads * (self.shape.heads // self.shape.kv_heads) or None,
+            "queries_per_group": block.heads // block.kv_heads if block.kv_heads else None,
+        }
+        if name in of_attention:
+            return of_attention[name]
+        if name in ("ffn", "no_ffn"):
+            return block.ffn == 0 if name == "no_ffn" else block.ffn or None
+        value: Choice = getattr(block, name)
+        return value
+
+
+def _check(
+    shape: ModelShape,
+    named: Sequence[Mapping[str, Any]],
+    own: Mapping[int, Mapping[str, Any]],
+    per_block: Sequence[str],
+    min_blocks: int,
+) -> None:
+    """What is wrong with a space whatever its choices are."""
+    known = (*BLOCK_DIMENSIONS, *MODEL_DIMENSIONS)
+    if strange := [name for names in named for name in names if name not in known]:
+        raise ValueError(f"space: unknown dimension {strange[0]!r}; known are {', '.join(known)}.")
+    if misplaced := [n for n in MODEL_DIMENSIONS if n in per_block or any(n in values for values in own.values())]:
+        raise ValueError(f"space: `{misplaced[0]}` is one for the whole model, but is given per block.")
+    if not 1 <= min_blocks <= shape.num_blocks:
+        raise ValueError(f"space: `min_blocks` must be between 1 and {shape.num_blocks}, but got {min_blocks}.")
+    if unknown := sorted(set(own) - set(range(shape.num_blocks))):
+        raise ValueError(f"space: `overrides` names block {unknown[0]}, but the model has {shape.num_blocks}.")

@@ -40,7 +40,7 @@ def stock_config(model: Any, family: ModelFamily, shape: ModelShape, subnet: Sub
         subnet: A canonical subnet.
     """
     kinds = {subnet.blocks[index] for index in subnet.kept}
-    if len(kinds) != 1:
+    if len(kinds) != 1 or any(not block.heads or not block.ffn for block in kinds):
         return None
     block, config = kinds.pop(), copy.deepcopy(model.config)
     sizes = {family.config_ffn: block.ffn}
@@ -93,7 +93,7 @@ def write_modeling(directory: Path, config: Any, architecture: str, changes: dic
     config.auto_map = {auto: f"modeling_subnet.{name}" for auto, name in names.items()}
     config.subnet = changes
     source = Path(modeling_subnet.__file__).read_text(encoding="utf-8")
-    source = source.replace("from torch import nn\n", "import transformers\nfrom torch import nn\n", 1)
+    source = source.replace("import torch\n", "import torch\nimport transformers\n", 1)
     source += "".join(_CLASS.format(name=name) for name in dict.fromkeys(names.values()))
     (directory / MODELING_FILE).write_text(source, encoding="utf-8")
 

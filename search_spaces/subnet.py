@@ -179,6 +179,20 @@ class SubnetTable:
             **columns,
         )
 
+    def subnets(self) -> list[SubnetConfig]:
+        """The rows as objects."""
+        names = [field.name for field in fields(BlockConfig)]
+        columns = np.stack([getattr(self, name) for name in names], axis=-1).tolist()
+        made: dict[tuple[int, ...], BlockConfig] = {}
+        subnets = []
+        for row, hidden_size in zip(columns, self.hidden_size.tolist(), strict=True):
+            for values in map(tuple, row):
+                if values not in made:  # Many subnets are made of few distinct blocks.
+                    named = dict(zip(names, values, strict=True))
+                    made[values] = BlockConfig(**named | {"precision": PRECISIONS[named["precision"]]})
+            subnets.append(SubnetConfig(tuple(made[tuple(values)] for values in row), hidden_size))
+        return subnets
+
     def __len__(self) -> int:
         return len(self.hidden_size)
 

@@ -16,7 +16,7 @@ from search_spaces.layout import ProjectionLayout, layouts, prefixes
 from search_spaces.library import Library
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import BlockConfig, SubnetConfig
-from search_spaces.surgery import keep_blocks, set_remembered
+from search_spaces.surgery import Sublayers, keep_blocks, set_remembered
 
 
 class Supernet(nn.Module):
@@ -46,6 +46,7 @@ class Supernet(nn.Module):
         self._layer_types: list[str] | None = getattr(model.config, "layer_types", None)
         self._teacher: list[dict[str, LinearWeights]] = []
         self._leaves: list[dict[str, ElasticLinear]] = []
+        self._sublayers: list[Sublayers] = []
         for block in self._blocks:
             paths = self.family.projections
             weights = {path: LinearWeights(*projection_weights(block, path)) for path in paths}
@@ -57,6 +58,7 @@ class Supernet(nn.Module):
                 block.set_submodule(path, leaf)
             self._teacher.append(weights)
             self._leaves.append(leaves)
+            self._sublayers.append(Sublayers(block, self.family))
         # The teacher's tensors are never trained through the supernet: the largest subnet stays the teacher.
         self.model.requires_grad_(requires_grad=False)
         self.active = space.teacher
@@ -85,8 +87,9 @@ class Supernet(nn.Module):
         subnet = self._checked(subnet)
         variants = [self.variant(index, subnet.blocks[index]) for index in subnet.kept]
         for index, weights in zip(subnet.kept, variants, strict=True):
-            for path, leaf in self._leaves[index].items():
-                leaf.activate(weights[path])
+            for path, active in weights.items():
+                self._leaves[index][path].activate(active)
+            self._sublayers[index].arrange(subnet.blocks[index])
             set_remembered(self._blocks[index], self.family, self.shape, subnet.blocks[index])
         keep_blocks(self.model, self._blocks, subnet.kept, self._layer_types)
         self.active = subnet
@@ -117,8 +120,12 @@ class Supernet(nn.Module):
         }
 
     def variant(self, index: int, block: BlockConfig) -> dict[str, LinearWeights]:
-        """The tensors of one block's variant, by path in the block: views of the library or the teacher."""
-        return {path: self._weights(index, layout) for path, layout in layouts(self.family, self.shape, block).items()}
+        """The tensors of one block's variant, by path in the block: views of the library or the teacher.
+
+        Projections of a sublayer that is not there are absent, but for the one that writes its mean output.
+        """
+        found = layouts(self.family, self.shape, block)
+        return {path: self._weights(index, layout) for path, layout in found.items() if layout.outputs}
 
     def _checked(self, subnet: SubnetConfig) -> SubnetConfig:
         subnet = canonical(self.shape, subnet)
@@ -136,6 +143,8 @@ class Supernet(nn.Module):
         if dense.weight.shape == (layout.outputs, layout.inputs):
             return dense
         prefix = f"{index}.{layout.path}"
+        if layout.writes and layout.inputs == 0:
+            return LinearWeights(dense.weight[:, :0], None if dense.bias is None else self._tensor(f"{prefix}.0.bias"))
         if layout.writes:
             bias = None if dense.bias is None else self._tensor(f"{prefix}.{layout.level}.bias")
             return LinearWeights(self._tensor(f"{prefix}.{layout.level}.weight"), bias)

@@ -45,9 +45,17 @@ def block_changes(family: ModelFamily, shape: ModelShape, block: BlockConfig) ->
     linears = {
         path: {"inputs": new.inputs, "outputs": new.outputs, "rank": new.rank}
         for path, new in after.items()
-        if (new.inputs, new.outputs, new.rank) != (before[path].inputs, before[path].outputs, 0)
+        if new.inputs and new.outputs and (new.inputs, new.outputs, new.rank) != (*before[path].sides, 0)
     }
-    return {"linears": linears, "attributes": remembered(family, shape, block)}
+    return {"absent": absent(family, block), "linears": linears, "attributes": remembered(family, shape, block)}
+
+
+def absent(family: ModelFamily, block: BlockConfig) -> list[dict[str, Any]]:
+    """Which sublayers a block lacks, as arguments of `modeling_subnet.leave_out`."""
+    attention = {"module": family.attention, "out": family.attention_out, "norm": family.attention_norm, "pair": True}
+    ffn = {"module": family.ffn, "out": family.ffn_out, "norm": family.ffn_norm, "pair": False}
+    gone = [attention] * (block.heads == 0) + [ffn] * (block.ffn == 0)
+    return [sublayer | ({"norm": None} if family.post_norm else {}) for sublayer in gone]
 
 
 def remembered(family: ModelFamily, shape: ModelShape, block: BlockConfig) -> dict[str, dict[str, int]]:
@@ -61,13 +69,41 @@ def remembered(family: ModelFamily, shape: ModelShape, block: BlockConfig) -> di
         "num_key_value_heads": block.kv_heads,
         "num_key_value_groups": block.heads // max(block.kv_heads, 1),
     }
-    return {family.attention: counts, family.ffn_out.rpartition(".")[0]: {"intermediate_size": block.ffn}}
+    return {family.attention: counts, family.ffn: {"intermediate_size": block.ffn}}
 
 
 def set_remembered(block: nn.Module, family: ModelFamily, shape: ModelShape, config: BlockConfig) -> None:
     """Keep the sizes that a block's modules remember in step with its projections."""
     for path, values in remembered(family, shape, config).items():
         modeling_subnet.set_existing(block.get_submodule(path), values)
+
+
+class Sublayers:
+    """Takes the attention or the FFN out of one elastic block, and puts it back.
+
+    Args:
+        block: A block of a supernet, with both.
+        family: Its family.
+    """
+
+    def __init__(self, block: nn.Module, family: ModelFamily) -> None:
+        self._block = block
+        self._family = family
+        paths = [family.attention, family.ffn, family.attention_out, family.ffn_out]
+        paths += [] if family.post_norm else [family.attention_norm, family.ffn_norm]
+        self._whole = {path: block.get_submodule(path) for path in paths}
+        self._gone: list[dict[str, Any]] = []
+
+    def arrange(self, config: BlockConfig) -> None:
+        """Leave the block what a configuration has; its leaves stay the same modules throughout."""
+        gone = absent(self._family, config)
+        if gone == self._gone:
+            return
+        for path, module in self._whole.items():
+            self._block.set_submodule(path, module)
+        for sublayer in gone:
+            modeling_subnet.leave_out(self._block, **sublayer, constant=self._whole[sublayer["out"]])
+        self._gone = gone
 
 
 def keep_blocks(
@@ -83,6 +119,7 @@ def keep_blocks(
     """
     family = family_of(model)
     types = None if layer_types is None else [layer_types[index] for index in kept]
+    _check_cache(family, [blocks[index] for index in kept], types)
     modeling_subnet.keep_blocks(model, family.blocks, [blocks[index] for index in kept], family.layer_index, types)
 
 
@@ -91,3 +128,13 @@ def reshape_block(block: nn.Module, family: ModelFamily, shape: ModelShape, conf
     for path, sizes in block_changes(family, shape, config)["linears"].items():
         block.set_submodule(path, modeling_subnet.resized(block.get_submodule(path), **sizes))
     set_remembered(block, family, shape, config)
+
+
+def _check_cache(family: ModelFamily, blocks: Sequence[nn.Module], layer_types: Sequence[str] | None) -> None:
+    """A KV cache numbers the blocks with attention, but `transformers` finds a place's window by the block's number."""
+    attends = [not isinstance(block.get_submodule(family.attention), modeling_subnet.Absent) for block in blocks]
+    if family.causal and layer_types is not None and len(set(layer_types)) > 1 and not all(attends):
+        raise ValueError(
+            "subnet: all blocks must have attention where they attend to different windows "
+            f"({', '.join(layer_types)}), but one has none."
+        )

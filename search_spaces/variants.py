@@ -48,9 +48,15 @@ class BlockVariants:
     def _attention(self) -> dict[str, Tensor]:
         """Heads are kept or left in whole key/value groups."""
         shape, family = self.space.shape, self.family
-        size = shape.heads // shape.kv_heads * shape.head_dim
-        order = self._order(family.attention_out, "attention_out", size, 1)
-        queries, keys = features(order, size), features(order, shape.head_dim)
+        group, size = shape.heads // shape.kv_heads, shape.head_dim
+        order = self._order(family.attention_out, "attention_out", group * size, 1)
+        keys = features(order, size)
+        heads = (order[:, None] * group + torch.arange(group)).reshape(-1)
+        if min(self.space.levels("queries_per_group", self.index)) < group:
+            # Within a group, its query heads in the order in which they are important on their own.
+            place = self._order(family.attention_out, "attention_out", size, 1).argsort()
+            heads = heads.reshape(-1, group).gather(1, place[heads.reshape(-1, group)].argsort(dim=1)).reshape(-1)
+        queries = features(heads, size)
         rows: dict[str, list[Tensor]] = {}
         for path, own in ((family.query, queries), (family.key, keys), (family.value, keys)):
             rows.setdefault(path, []).append(own)
@@ -66,8 +72,7 @@ class BlockVariants:
     def _levels(self, dimension: str, rows: Mapping[str, list[Tensor]], order: Tensor) -> dict[str, Tensor]:
         """Every width of the projections whose width one dimension sets."""
         tensors = self._sorted_readers(rows)
-        for level in self.space.levels(dimension, self.index):
-            block = self.space.at_level(dimension, level)
+        for block in self.space.widths(dimension, self.index):
             for layout in layouts(self.family, self.space.shape, block).values():
                 if layout.dimension == dimension:
                     tensors |= self._writer(layout, order) if layout.writes else self._reader(layout, tensors)
@@ -95,7 +100,7 @@ class BlockVariants:
     def _writer(self, layout: ProjectionLayout, order: Tensor) -> dict[str, Tensor]:
         """One width of the projection that reads units, refitted to the units that are kept, and its factors."""
         weight, bias = self._weights(layout.path)
-        prefix, kept, role = self._prefix(layout), order[: layout.inputs], layout.role
+        prefix, kept, role = self._prefix(layout), layout.units.of(order), layout.role
         if layout.inputs == weight.shape[1]:
             return self._factors(layout, weight, bias, torch.arange(layout.inputs))
         fitted, shifted = compensate(weight, bias, self.observed.fit[role], self.observed.held_out[role], kept)
@@ -106,6 +111,8 @@ class BlockVariants:
 
     def _reader(self, layout: ProjectionLayout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Factors of one width of a projection that makes units; its dense form is a part of the sorted one."""
+        if not layout.outputs:
+            return {}
         weight, bias = self._weights(layout.path)
         if layout.outputs < weight.shape[0]:
             weight = prefixes(tensors[f"{self.index}.{layout.path}.permuted"], layout.parts)

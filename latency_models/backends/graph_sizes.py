@@ -59,13 +59,41 @@ class SizePlace:
         return resized
 
 
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """Where keys or values of one block are repeated for the query heads of their group, by the values' names."""
+
+    block: int
+    source: str
+    result: str
+
+
+def find_repeats(model: ir.Model, places: Sequence[SizePlace]) -> tuple[Repeat, ...]:
+    """The chains of ``Unsqueeze, Expand, Reshape`` that repeat what a group shares."""
+    grouped = {place.name: place.block for place in places if (0, 1, 0) in place.powers}
+    found = []
+    for node in model.graph:
+        if node.op_type != "Expand" or node.inputs[0] is None or node.inputs[1] is None:
+            continue
+        shape = node.inputs[1].producer()
+        names = [value.name for value in (shape.inputs if shape is not None else node.inputs[1:2]) if value is not None]
+        block = next((grouped[name] for name in names if name in grouped), None)
+        unsqueeze, uses = node.inputs[0].producer(), list(node.outputs[0].uses())
+        if block is None or unsqueeze is None or unsqueeze.op_type != "Unsqueeze" or len(uses) != 1:
+            continue
+        source, reshape = unsqueeze.inputs[0], uses[0].node
+        if source is not None and reshape.op_type == "Reshape":
+            found.append(Repeat(block, str(source.name), str(reshape.outputs[0].name)))
+    return tuple(found)
+
+
 def full_sizes(shape: ModelShape) -> Sizes:
     """The sizes of the teacher's blocks."""
     return shape.kv_heads, shape.heads // shape.kv_heads, shape.ffn
 
 
 def sizes_of_weights(weights: Mapping[str, LinearWeights], shape: ModelShape, root: str) -> dict[int, Sizes]:
-    """Block -> the sizes that its projections' tensors have; blocks of which a projection is missing are left out.
+    """Block -> the sizes that its projections' tensors have; what is missing is as large as the teacher's.
 
     Args:
         weights: Tensors by the projections' paths in the teacher.
@@ -75,12 +103,14 @@ def sizes_of_weights(weights: Mapping[str, LinearWeights], shape: ModelShape, ro
     family = next(row for row in FAMILIES if row.name == shape.family)
     found = {}
     for index in range(shape.num_blocks):
-        paths = [f"{root}.{index}.{path}" for path in (family.attention_out, family.key, family.ffn_out)]
-        if all(path in weights for path in paths):
-            out, key, ffn = (weights[path] for path in paths)
+        paths = (f"{root}.{index}.{path}" for path in (family.attention_out, family.key, family.ffn_out))
+        out, key, ffn = (weights.get(path) for path in paths)
+        kv_heads, group, neurons = full_sizes(shape)
+        if key is not None and out is not None:
             heads = out.in_features // shape.head_dim
             kv_heads = heads if shape.fused_qkv else key.out_features // shape.head_dim
-            found[index] = (kv_heads, heads // max(kv_heads, 1), ffn.in_features)
+            group = heads // max(kv_heads, 1)
+        found[index] = (kv_heads, group, neurons if ffn is None else ffn.in_features)
     return found
 
 

@@ -23,7 +23,9 @@ from latency_models.backends.graph_places import (
     values_of,
 )
 from latency_models.backends.graph_sizes import (
+    Repeat,
     SizePlace,
+    find_repeats,
     find_sizes,
     full_sizes,
     may_have_sizes,
@@ -55,6 +57,7 @@ class GraphTemplate:
         shape: The teacher's sizes.
         root: Path of the list of blocks in the teacher.
         sizes: Constants that follow from a block's sizes.
+        repeats: Where keys and values are repeated for the query heads of their group.
     """
 
     model: ir.Model = field(repr=False)
@@ -63,6 +66,7 @@ class GraphTemplate:
     shape: ModelShape
     root: str
     sizes: tuple[SizePlace, ...]
+    repeats: tuple[Repeat, ...]
 
     @classmethod
     def from_model(
@@ -109,7 +113,7 @@ class GraphTemplate:
         _own_tensors(program)
         if missing := [name for name in boundaries if name not in values]:
             raise GraphTemplateError(f"graph template: block boundary {missing[0]!r} is not in the graph.")
-        return cls(program, linears, boundaries, shape, root, sizes)
+        return cls(program, linears, boundaries, shape, root, sizes, find_repeats(program, sizes))
 
     def edit(
         self,
@@ -144,7 +148,11 @@ class GraphTemplate:
         ends = [(str(end.name), end.type, end.shape) for end in model.graph.outputs]
         for path, weights in linear_weights.items():
             _replace_linear(model, values, path, self.linears[path], weights)
-        resize(values, self.sizes, full_sizes(self.shape), sizes_of_weights(linear_weights, self.shape, self.root))
+        sizes = sizes_of_weights(linear_weights, self.shape, self.root)
+        resize(values, self.sizes, full_sizes(self.shape), sizes)
+        for repeat in self.repeats:
+            if sizes[repeat.block][1] == 1:  # One query head per key: nothing is repeated.
+                _redirect(model, values[repeat.result], values[repeat.source])
         # From the last: a value that leaves a skipped block may itself enter one.
         for index in sorted(skipped_blocks, reverse=True):
             _redirect(model, values[self.boundaries[index + 1]], values[self.boundaries[index]])
@@ -164,6 +172,10 @@ def _replace_linear(
     source, result = values[place.source], values[place.result]
     last = result.producer()
     assert last is not None
+    if not weights.in_features:  # A sublayer that is not there: its mean output is added to the residual stream, or 0.
+        mean_output = np.zeros((), dtype=np.float32) if weights.bias is None else _array(weights.bias)
+        _redirect(model, result, _initializer(model, f"{path}.bias/edited", mean_output))
+        return
     nodes: list[ir.Node] = []
     factors = [weights.weight] if weights.down is None else [weights.down, weights.weight]
     stream = source
@@ -195,7 +207,7 @@ def _initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
     """A new constant of the graph."""
     import onnx_ir as ir
 
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")
     value = ir.val(name, const_value=ir.tensor(array, name=name))
     model.graph.register_initializer(value)
     return value

@@ -23,7 +23,8 @@ POLICY = (
 _REFUSED = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>hwnas: token needed</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,"><h1>A token is needed</h1><p>Open the whole address that <code>nas dashboard</code>
-printed where it was started; it ends in <code>?token=...</code>. A browser remembers it until it is closed.</p></html>"""
+printed where it was started; it ends in <code>?token=...</code>. A browser remembers it until
+it is closed.</p></html>"""
 
 
 def is_local(host: str) -> bool:

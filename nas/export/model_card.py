@@ -25,7 +25,7 @@ AUTO_CLASSES = {
 }
 _LIMITS = """\
 Where blocks differ in width, `trust_remote_code=True` runs `modeling_subnet.py` of this folder, which makes them so.
-Who would rather run no code from a folder loads it with hwnas: `search_spaces.checkpoint.load_subnet(Path("."))`.
+Whoever would rather run no code from a folder loads it with hwnas: `search_spaces.checkpoint.load_subnet(Path("."))`.
 
 ## Limits
 

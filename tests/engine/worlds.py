@@ -37,6 +37,8 @@ def tiny_shape(num_blocks: int = 4, heads: int = 4, head_dim: int = 8, ffn: int 
         bias_attention_out=True,
         bias_ffn_in=True,
         bias_ffn_out=True,
+        attention_other_parameters=0,
+        ffn_other_parameters=0,
         block_other_parameters=4 * hidden,
         first_block_lacks=0,
         other_parameters=1000,
