@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 DevicePrecision = Literal["fp32", "bf16", "fp16", "int8", "int4"]
+Transport = Literal["local", "ssh", "bundle"]
 Option = str | int | float | bool
 
 # Instruction sets that decide which kernels a runtime picks; everything else a CPU can do is noise in a fingerprint.
@@ -43,6 +44,10 @@ class Device:
             precision is part of the subnet, not of the device.
         provider: Where the backend runs: ``cpu``, ``cuda``, or an execution provider's name.
         options: Settings of that backend alone, e.g. ``{"compile": True}``; unknown ones are refused by the backend.
+        transport: How it is reached: ``local`` (this machine), ``ssh``, or ``bundle`` (a folder that is carried there).
+            Neither this nor what follows says what the device is: two that differ in it alone are equal.
+        host: For ``ssh``: what ``ssh`` takes: a name of its configuration, or ``user@address``.
+        python: For ``ssh``: the Python that measures there; it needs numpy and onnxruntime.
 
     Raises:
         ValueError: A field breaks its rule.
@@ -54,9 +59,12 @@ class Device:
     precision: DevicePrecision = "fp32"
     provider: str = "cpu"
     options: Mapping[str, Option] = field(default_factory=dict, hash=False)
+    transport: Transport = field(default="local", compare=False)
+    host: str = field(default="", compare=False)
+    python: str = field(default="python3", compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("name", "backend", "provider"):
+        for name in ("name", "backend", "provider", "python"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value:
                 raise ValueError(f"device: `{name}` must be a non-empty text, but got {value!r}.")
@@ -65,6 +73,12 @@ class Device:
         if self.precision not in get_args(DevicePrecision):
             known = ", ".join(get_args(DevicePrecision))
             raise ValueError(f"device: `precision` must be one of {known}, but got {self.precision!r}.")
+        if self.transport not in get_args(Transport):
+            known = ", ".join(get_args(Transport))
+            raise ValueError(f"device: `transport` must be one of {known}, but got {self.transport!r}.")
+        # What begins with a dash would be an option of ssh, and could run a command here.
+        if not isinstance(self.host, str) or self.host.startswith("-") or (self.transport == "ssh") > bool(self.host):
+            raise ValueError(f"device: `host` must name the host where `transport` is ssh, but got {self.host!r}.")
         if not isinstance(self.options, Mapping):
             raise ValueError(f"device: `options` must be a mapping, but got {self.options!r}.")
         # A private copy: the mapping that YAML gave may change, a frozen device may not.
@@ -94,7 +108,7 @@ class Device:
         return fingerprint_id(self.fingerprint())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; ``Device(**data)`` reads it back."""
+        """Plain data of what the device is; ``Device(**data)`` reads it back, wherever it is read, as a local one."""
         return {
             "name": self.name,
             "backend": self.backend,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from latency_models.backends.base import Run, backend_entry, make_backend
+from latency_models.backends.base import Run, as_arrays, backend_entry, make_backend
 from latency_models.device import Device
 from search_spaces.subnet import SubnetConfig
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from latency_models.backends.graph_template import GraphTemplate
+    from latency_models.backends.quantize import Form
     from search_spaces.elastic import LinearWeights
     from search_spaces.space import SearchSpace
 
@@ -82,26 +83,21 @@ class SubnetCompiler:
         """The subnet's ONNX graph; blocks whose own precision is int8 are quantised.
 
         Raises:
-            ValueError: The subnet is not of the supernet, or a block's precision has no ONNX form.
+            ValueError: The subnet is not of the supernet, or the device's runtime has no such precision for a block.
         """
         from latency_models.backends.onnx import export_onnx
-        from latency_models.backends.quantize import projection_products, quantize_int8
+        from latency_models.backends.quantize import at_block_precisions
 
-        blocks = {index: block.precision for index, block in enumerate(subnet.blocks) if not block.skipped}
-        if other := sorted({*blocks.values()} - {"fp32", "int8"}):
-            raise ValueError(f"`precision` of a block must be fp32 or int8 in an ONNX graph, but got {other[0]!r}.")
-        quantized = [index for index, precision in blocks.items() if precision == "int8"]
+        self._check_precisions(subnet)
         if self.template is None:
             graph = export_onnx(self.module(subnet), self.inputs, self.output_names)
-            # An extracted model numbers the blocks that are left; the subnet numbers the teacher's.
-            quantized = [subnet.kept.index(index) for index in quantized]
         else:
             skipped = [index for index, block in enumerate(subnet.blocks) if block.skipped]
             graph = self.template.edit(self._supernet.linear_weights(subnet), skipped)
-        if not quantized:
-            return graph
+        form: Form = "qdq" if self.device.backend == "tensorrt" else "operators"
+        precisions = [subnet.blocks[index].precision for index in subnet.kept]
         family = self._supernet.space.shape.family
-        return quantize_int8(graph, nodes=projection_products(graph, family, quantized))
+        return at_block_precisions(graph, family, precisions, form=form, calibration=(as_arrays(self.inputs),))
 
     def module(self, subnet: SubnetConfig) -> nn.Module:
         """The subnet's plain torch model, wrapped as it is deployed."""
@@ -109,7 +105,19 @@ class SubnetCompiler:
 
     def model(self, subnet: SubnetConfig) -> Any:
         """What the device's backend takes: a module or a graph."""
-        return self.module(subnet) if backend_entry(self.device.backend).takes == "module" else self.graph(subnet)
+        if backend_entry(self.device.backend).takes != "module":
+            return self.graph(subnet)
+        self._check_precisions(subnet)
+        return self.module(subnet)
+
+    def _check_precisions(self, subnet: SubnetConfig) -> None:
+        """Refuse precisions of single blocks that the runtime does not have: a whole model's is the device's own."""
+        known = backend_entry(self.device.backend).block_precisions
+        if unknown := [block.precision for block in subnet.blocks if block.precision not in known]:
+            raise ValueError(
+                f"`precision` of a block must be one of {', '.join(known)} on {self.device.backend}, but got "
+                f"{unknown[0]!r}; a whole model's precision is the device's."
+            )
 
     def compile(self, subnet: SubnetConfig) -> Run:
         """The subnet, ready to run on the device in this process."""

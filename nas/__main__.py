@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, str] = {
     "devices": "list the devices of this machine and check each of them",
     "profile": "measure subnets on a device and fit its latency predictor",
+    "bundle": "write what `nas profile` would measure as a folder for another machine",
     "calibrate": "prepare a teacher's compensated variants, without training",
     "train": "train the supernet's smaller levels against the teacher (optional)",
     "search": "search, export the best subnets and report: does whatever is missing",

@@ -41,6 +41,18 @@ def profile(config: DictConfig) -> None:
     print_profile(DeviceBench(Workbench(plain(config))))
 
 
+def bundle(config: DictConfig) -> None:
+    """Write what `nas profile` would measure as a folder for another machine."""
+    from nas.elsewhere import Elsewhere
+    from nas.measuring import DeviceBench
+
+    bench = Workbench(plain(config))
+    wanted = bench.config["directory"]
+    directory, manifest = Elsewhere(DeviceBench(bench)).write(Path(wanted) if wanted else None)
+    size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) / 1e6
+    print(f"{directory}  {len(manifest['subnets'])} subnets, {size:.0f} MB; {directory / 'README.txt'} says what to do")
+
+
 def calibrate(config: DictConfig) -> None:
     """Prepare the compensated variants of a teacher."""
     bench = Workbench(plain(config))
@@ -114,41 +126,13 @@ def pareto(config: DictConfig) -> None:
 
 
 def export(config: DictConfig) -> None:
-    """Export a study's subnet again, by name, without searching."""
-    from nas.engine.candidates import pick
-    from nas.evaluation.evaluate import evaluate_model
-    from nas.export.export import export_candidate
+    """Export a study's subnet by name, without searching: verified, judged, and measured beside its teacher."""
+    from nas.exporting import Export
     from nas.measuring import DeviceBench
     from nas.searching import SearchBench
 
     bench = Workbench(_with_study(plain(config)))
-    stages = SearchBench(bench, DeviceBench(bench))
-    found = stages.stored()
-    under = bench.config["under"] or None
-    candidate = pick(found.front, stages.objectives, config["pick"], under)
-    name = f"{bench.config['study']}-{config['pick']}"
-    directory = Path(config["directory"] or stages.directory / "models" / name)
-    steps = int(bench.config["finalists"]["steps"]) if bench.config["distil"] else 0
-    model = bench.finalist(candidate.subnet)
-    if steps:
-        with bench.progress(f"Distilling {name}", steps) as bar:
-            bench.evaluator.distil(candidate.subnet, steps=steps, seed=bench.seed, progress=bar, model=model)
-    if bench.config["temperature"]:
-        from nas.cards import with_fitted_temperature
-
-        model, temperature = with_fitted_temperature(model, bench.task)
-        bench.say(f"Logits are divided by the temperature {temperature:.3f}, fitted on the validation split.")
-    exported = export_candidate(
-        model,
-        candidate.subnet,
-        bench.space.shape,
-        bench.task,
-        directory,
-        name=name,
-        teacher=str(bench.config["model"]["path"]),
-        metrics={"fp32": evaluate_model(model, bench.task, bench.evaluator.teacher, "test")},
-        precisions=tuple(bench.config["precision"]),
-    )
+    exported = Export(SearchBench(bench, DeviceBench(bench))).run()
     print(exported.directory)
 
 
@@ -282,19 +266,8 @@ def _with_study(config: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(_no_study(directory.parent, directory.name, _with_config(directory.parent)))
     stored = json.loads(path.read_text(encoding="utf-8"))
-    own = (
-        "root",
-        "study",
-        "progress",
-        "torch_threads",
-        "pick",
-        "under",
-        "directory",
-        "precision",
-        "distil",
-        "temperature",
-    )
-    return {**stored, **{key: config[key] for key in own}}
+    own = ("root", "study", "progress", "torch_threads", "pick", "under", "directory")
+    return {**stored, **{key: config[key] for key in (*own, "format", "precision", "distil", "temperature", "measure")}}
 
 
 def _no_study(root: Path, name: str, known: Iterable[str]) -> str:

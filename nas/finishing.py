@@ -170,38 +170,55 @@ class Finish:
 
     def _measure(self, members: Sequence[Member]) -> list[ModelRow]:
         """Every graph on the device, interleaved with the fp32 teacher, and the int8 ones with the int8 teacher."""
-        from latency_models.backends.base import make_backend
         from latency_models.profiler import Profiler
 
-        bench = self.bench
-        # The graphs carry their precision; a runtime that takes modules is compared through ONNX Runtime.
-        device = replace(bench.device, precision="fp32")
-        if self.device.takes_module:
-            device = replace(device, backend="onnxruntime", options={})
-        backend = make_backend(device)
-
-        def compiler(path: Path) -> Callable[[], Any]:
-            return lambda: backend.compile(str(path), self.device.inputs)
-
-        profiler = Profiler(**self.settings["protocol"], seed=bench.seed)
+        bench, teacher = self.bench, members[0]
         keys = [(member, precision) for member in members for precision in PRECISIONS]
+        if bench.device.transport != "local":
+            return self._measured_elsewhere(keys, teacher)
+        profiler = Profiler(**self.settings["protocol"], seed=bench.seed)
         found: dict[tuple[str, str], Measurement] = {}
         against_int8: dict[str, Measurement] = {}
-        teacher = members[0].graphs
         with bench.stage("measure finalists"), bench.progress("Measuring", len(keys) + len(members)) as bar:
-            every = [((m.name, p), compiler(m.graphs[p])) for m, p in keys]
-            for key, measurement in profiler.measure(every, compiler(teacher["fp32"])):
+            every = [((m.name, p), self._job(m, p)) for m, p in keys]
+            for key, measurement in profiler.measure(every, self._job(teacher, "fp32")):
                 if key not in found:
                     bar.advance(text=f"{key[0]} {key[1]}")
                 found[key] = measurement
-            quantised = [(m.name, compiler(m.graphs["int8"])) for m in members]
-            for name, measurement in profiler.measure(quantised, compiler(teacher["int8"])):
+            quantised = [(m.name, self._job(m, "int8")) for m in members]
+            for name, measurement in profiler.measure(quantised, self._job(teacher, "int8")):
                 if name not in against_int8:
                     bar.advance(text=f"{name} against the int8 teacher")
                 against_int8[name] = measurement
         return [self._row(m, p, found[m.name, p], against_int8.get(m.name) if p == "int8" else None) for m, p in keys]
 
-    def _row(self, member: Member, precision: str, measured: Measurement, int8: Measurement | None) -> ModelRow:
+    def _job(self, member: Member, precision: str) -> Callable[[], Any]:
+        """What compiles a member's graph for the device in a precision.
+
+        ONNX Runtime, which also stands in for a runtime that takes modules, runs the exported graph of that precision;
+        others have kinds of int8 of their own, and bring the fp32 graph to it.
+        """
+        from latency_models.backends.base import make_backend
+
+        device = self.bench.device
+        if self.device.takes_module:
+            device = replace(device, backend="onnxruntime", options={})
+        whole = device.backend == "onnxruntime"
+        backend = make_backend(replace(device, precision="fp32" if whole else precision))  # type: ignore[arg-type]
+        path = member.graphs[precision if whole else "fp32"]
+        return lambda: backend.compile(str(path), self.device.inputs)
+
+    def _measured_elsewhere(self, keys: Sequence[tuple[Member, str]], teacher: Member) -> list[ModelRow]:
+        """Rows of a device that is another machine: measured there where it answers, else without measurements."""
+        from nas.elsewhere import Elsewhere
+
+        graphs = [(member.subnet, member.graphs[precision]) for member, precision in keys]
+        protocol, folder = self.settings["protocol"], self.search.directory / "finalists"
+        with self.bench.stage("measure finalists"):
+            found = Elsewhere(self.device).measure_graphs(graphs, teacher.graphs["fp32"], protocol, folder)
+        return [self._row(m, p, measured, None) for (m, p), measured in zip(keys, found, strict=True)]
+
+    def _row(self, member: Member, precision: str, measured: Measurement | None, int8: Measurement | None) -> ModelRow:
         costs = cost(self.bench.space.shape, member.subnet, self.bench.workload)
         # The prediction is of the device's own precision.
         predicted = member.predicted if precision == self.bench.device.precision else None
@@ -214,8 +231,8 @@ class Finish:
             metrics=member.metrics[precision],
             precision=precision,
             predicted_ms=predicted,
-            measured=MeasuredLatency(measured.p50, measured.minimum, measured.p90, measured.n),
-            speedup_fp32=_speedup(measured, self.bench.seed),
+            measured=None if measured is None else _latency(measured),
+            speedup_fp32=None if measured is None else _speedup(measured, self.bench.seed),
             speedup_int8=None if int8 is None else _speedup(int8, self.bench.seed),
             size_mb=member.graphs[precision].stat().st_size / 1e6,
             directory=str(member.directory),
@@ -244,7 +261,7 @@ class Finish:
             teacher=str(bench.config["model"]["path"]),
             task=f"{bench.task.kind}, {bench.task.samples.size('test')} texts that neither calibration nor search saw",
             quality=quality,
-            device=bench.device.fingerprint(),
+            device=dict(self.device.fingerprint),
             workload=bench.workload,
             teacher_subnet=bench.space.teacher,
             budget_ms=limit,
@@ -261,6 +278,10 @@ class Finish:
             ),
             notes=tuple(bench.notes),
         )
+
+
+def _latency(measured: Measurement) -> MeasuredLatency:
+    return MeasuredLatency(measured.p50, measured.minimum, measured.p90, measured.n)
 
 
 def _speedup(measured: Measurement, seed: int) -> Interval | None:

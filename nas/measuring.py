@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from latency_models.active import LearningPoint
     from latency_models.backends.base import Run
     from latency_models.predictors import CalibratedPredictor
-    from latency_models.profile import DeviceProfile
+    from latency_models.profile import DeviceProfile, Header
     from latency_models.subnet_compiler import SubnetCompiler
     from latency_models.transfer import Source
     from nas.judging import FittedPredictor
@@ -88,9 +88,13 @@ class DeviceBench:
         from nas.profiling import METERS, Profiling, remember, remembered
 
         bench, settings = self.bench, self.settings
+        if bench.device.transport != "local":
+            from nas.elsewhere import Elsewhere
+
+            return Elsewhere(self).profile()
         if unknown := [name for name in settings["meters"] if name not in METERS]:
             raise ValueError(f"`profile.meters` must be of {', '.join(METERS)}, but got {unknown[0]!r}.")
-        profile = DeviceProfile.open(self.profile_path, self._header())
+        profile = DeviceProfile.open(self.profile_path, self.header(self.fingerprint))
         for problem in profile.problems:
             bench.say(f"Left out: {problem}")
         stopping = {**settings, "seed": bench.seed, "predictor": self.predictor_name}
@@ -117,19 +121,37 @@ class DeviceBench:
         return profile
 
     @property
+    def fingerprint(self) -> Mapping[str, str]:
+        """What identifies the device; that of another machine was taken there."""
+        local = self.bench.device.transport == "local"
+        return self.bench.device.fingerprint() if local else self.profile.header.fingerprint
+
+    @property
     def profile_path(self) -> Path:
         """Where the profile lies, by device, teacher, space and workload."""
-        bench = self.bench
-        key = content_key([bench.teacher_hash, bench.space.fingerprint, str(bench.workload)])[:12]
-        return bench.cache / "profiles" / f"{bench.device.name}-{bench.device.fingerprint_id}-{key}.jsonl"
+        return self.path_of(self.fingerprint)
 
-    def _header(self) -> Any:
+    @property
+    def key(self) -> str:
+        """What profiles of the same teacher, space and workload have in their names."""
+        bench = self.bench
+        return content_key([bench.teacher_hash, bench.space.fingerprint, str(bench.workload)])[:12]
+
+    def path_of(self, fingerprint: Mapping[str, str]) -> Path:
+        """Where the profile of a machine lies."""
+        from latency_models.device import fingerprint_id
+
+        bench = self.bench
+        return bench.cache / "profiles" / f"{bench.device.name}-{fingerprint_id(fingerprint)}-{self.key}.jsonl"
+
+    def header(self, fingerprint: Mapping[str, str]) -> Header:
+        """What a profile's rows have in common."""
         from latency_models.profile import Header
 
         bench = self.bench
         return Header(
             device=bench.device.to_dict(),
-            fingerprint=bench.device.fingerprint(),
+            fingerprint=fingerprint,
             workload=bench.workload,
             space=bench.space.fingerprint,
             shape=bench.space.shape,
@@ -160,7 +182,7 @@ class DeviceBench:
         if not self.settings["transfer"] or self.predictor_name != "auto":
             return {}
         found = {}
-        for profile in sibling_profiles(self.profile_path, self._header()):
+        for profile in sibling_profiles(self.profile_path, self.header(self.fingerprint)):
             found[profile.path.stem.rpartition("-")[0]] = profile
             self.bench.say(
                 f"Other devices' profiles: {profile.header.device['name']}, {len(profile.latest())} subnets."

@@ -33,6 +33,9 @@ class Run(Protocol):
     def outputs(self) -> dict[str, NDArray[Any]]:
         """Run once and return what came out, by the outputs' names."""
 
+    def feed(self, inputs: Inputs) -> None:
+        """Bind other inputs of the same names and shapes."""
+
 
 class Backend(Protocol):
     """A runtime on a device."""
@@ -52,13 +55,14 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BackendEntry:
-    """Where a backend lives and what installs it."""
+    """Where a backend lives, what installs it, what it takes, and which precisions single blocks can have on it."""
 
     module: str
     factory: str
     distributions: tuple[str, ...]
     install: str
     takes: str
+    block_precisions: tuple[str, ...] = ("fp32",)
 
 
 # Imported only when a device of theirs is used: all but torch and onnxruntime are optional.
@@ -70,6 +74,7 @@ BACKENDS: Mapping[str, BackendEntry] = {
         ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
         "onnxruntime",
         "onnx",
+        ("fp32", "int8", "int4"),
     ),
     "openvino": BackendEntry(
         "latency_models.backends.openvino", "OpenVinoBackend", ("openvino",), "hwnas[openvino]", "onnx"
@@ -80,6 +85,7 @@ BACKENDS: Mapping[str, BackendEntry] = {
         ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-cu12-bindings", "tensorrt-cu13-bindings"),
         "hwnas[tensorrt]",
         "onnx",
+        ("fp32", "int8", "int4"),
     ),
 }
 
@@ -103,6 +109,8 @@ def make_backend(device: Device) -> Backend:
         BackendError: It is not installed, or has no such provider, precision or option.
     """
     entry = backend_entry(device.backend)
+    if device.transport != "local":
+        raise BackendError(f"device {device.name!r}: is another machine; only a bundle can be measured on it.")
     if all(library_version(name) is None for name in entry.distributions):
         raise BackendError(
             f"device {device.name!r}: {device.backend} is not installed; run `pip install {entry.install}`."

@@ -206,6 +206,10 @@ class _CpuRun:
         """The graph's outputs by name."""
         return dict(zip(self._names, self._session.run(self._names, self._inputs), strict=True))
 
+    def feed(self, inputs: Inputs) -> None:
+        """Bind other inputs."""
+        self._inputs = {name: array.astype(self._inputs[name].dtype) for name, array in as_arrays(inputs).items()}
+
 
 class _BoundRun:
     """A session whose inputs and outputs stay in the provider's memory, so that no copies are timed."""
@@ -215,7 +219,9 @@ class _BoundRun:
         self._binding = session.io_binding()
         cuda = session.get_providers()[0] in (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
         place = "cuda" if cuda else "cpu"
-        self._values = {name: ort.OrtValue.ortvalue_from_numpy(array, place, 0) for name, array in inputs.items()}
+        # On the CPU the values share the arrays' memory, so these must live as long, and be nobody else's.
+        self._arrays = {name: np.array(array) for name, array in inputs.items()}
+        self._values = {name: ort.OrtValue.ortvalue_from_numpy(array, place, 0) for name, array in self._arrays.items()}
         for name, value in self._values.items():
             self._binding.bind_ortvalue_input(name, value)
         self._names = [entry.name for entry in session.get_outputs()]
@@ -235,6 +241,11 @@ class _BoundRun:
         """The graph's outputs by name, copied to the host."""
         self()
         return dict(zip(self._names, (np.array(a) for a in self._binding.copy_outputs_to_cpu()), strict=True))
+
+    def feed(self, inputs: Inputs) -> None:
+        """Copy other inputs into the bound memory."""
+        for name, array in as_arrays(inputs).items():
+            self._values[name].update_inplace(array.astype(self._arrays[name].dtype))
 
 
 def first_line(error: BaseException) -> str:

@@ -108,8 +108,8 @@ class _OpenVinoRun:
 
     def __init__(self, compiled: Any, inputs: Mapping[str, NDArray[Any]]) -> None:
         self._request = compiled.create_infer_request()
-        # The tensors share the arrays' memory, so the arrays must live as long as the request.
-        self._inputs = dict(inputs)
+        # The tensors share the arrays' memory, so these must live as long as the request, and be nobody else's.
+        self._inputs = {name: np.array(array) for name, array in inputs.items()}
         for name, array in self._inputs.items():
             self._request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
         self._names = [output.get_any_name() for output in compiled.outputs]
@@ -121,3 +121,8 @@ class _OpenVinoRun:
         """The graph's outputs by name."""
         self._request.infer()
         return {name: np.array(self._request.get_output_tensor(index).data) for index, name in enumerate(self._names)}
+
+    def feed(self, inputs: Inputs) -> None:
+        """Copy other inputs into the bound memory."""
+        for name, array in as_arrays(inputs).items():
+            np.copyto(self._inputs[name], array)

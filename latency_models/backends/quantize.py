@@ -75,14 +75,72 @@ def projection_products(model: ModelProto, family: str, blocks: Collection[int])
         family: Name of the family's row in `search_spaces.families`.
         blocks: Numbers of blocks: the teacher's in an edited graph, those of the model itself in an exported one.
     """
+    return [name for name, block in _projections_of(model, family) if block in blocks]
+
+
+def _blocks_of(model: ModelProto, family: str) -> set[int]:
+    """Numbers of the blocks of which the graph has projections."""
+    return {block for _, block in _projections_of(model, family)}
+
+
+def _projections_of(model: ModelProto, family: str) -> list[tuple[str, int]]:
+    """Names of the projections' products with the number of their block."""
     # Bundles carry this file to machines that have no torch, on which families are built.
     from search_spaces.families import FAMILIES
 
     row = next(row for row in FAMILIES if row.name == family)
     paths = "|".join(re.escape(path) for path in row.projections)
-    numbers = "|".join(str(index) for index in blocks)
-    pattern = re.compile(rf"(?:^|\.){re.escape(row.blocks)}\.(?:{numbers})\.(?:{paths})(?:\.[01])?/MatMul$")
-    return [node.name for node in model.graph.node if node.op_type == "MatMul" and pattern.search(node.name)]
+    pattern = re.compile(rf"(?:^|\.){re.escape(row.blocks)}\.(\d+)\.(?:{paths})(?:\.[01])?/MatMul$")
+    found = ((node.name, pattern.search(node.name)) for node in model.graph.node if node.op_type == "MatMul")
+    return [(name, int(match[1])) for name, match in found if match]
+
+
+def at_block_precisions(
+    model: Any,
+    family: str,
+    precisions: Sequence[str],
+    *,
+    form: Form = "operators",
+    calibration: Calibration = (),
+) -> ModelProto:
+    """The graph with the projections of some blocks quantised, each block as its own precision says.
+
+    Args:
+        model: An fp32 graph whose products are named after their modules: see `projection_products`.
+        family: Name of the family's row in `search_spaces.families`.
+        precisions: ``fp32``, ``int8`` or ``int4`` of every block that is left, in order: an edited graph numbers blocks
+            as the teacher does, an exported one as the model itself.
+        form: See `at_precision`.
+        calibration: See `at_precision`.
+
+    Returns:
+        A new graph, or the given one where nothing is to be quantised.
+
+    Raises:
+        BackendError: A block's precision has no form in ONNX Runtime.
+    """
+    from latency_models.backends.quantize_static import quantize_static
+    from latency_models.backends.quantize_weights import quantize_int4
+
+    graph = load_graph(model)
+    if other := sorted({*precisions} - {"fp32", "int8", "int4"}):
+        raise BackendError(f"`precision` of a block must be fp32, int8 or int4 in an ONNX graph, but got {other[0]!r}.")
+    if {*precisions} <= {"fp32"}:
+        return graph
+    numbers = sorted(_blocks_of(graph, family))
+    if len(numbers) != len(precisions):
+        raise BackendError(
+            f"quantisation: the graph has {len(numbers)} blocks, but there are {len(precisions)} precisions."
+        )
+
+    def products(precision: str) -> list[str]:
+        blocks = [number for number, own in zip(numbers, precisions, strict=True) if own == precision]
+        return projection_products(graph, family, blocks) if blocks else []
+
+    int8, int4 = products("int8"), products("int4")
+    if form == "operators":
+        return quantize_int4(quantize_int8(graph, nodes=int8), nodes=int4)
+    return quantize_int4(quantize_static(graph, calibration, nodes=int8, symmetric=True), nodes=int4, form=form)
 
 
 def is_quantized(model: Any) -> bool:

@@ -195,6 +195,11 @@ class _TensorRtRun:
         found = {name: value.detach().cpu() for name, value in self._outputs.items()}
         return {n: np.array((v.float() if v.is_floating_point() else v).numpy()) for n, v in found.items()}
 
+    def feed(self, inputs: Inputs) -> None:
+        """Copy other inputs into the bound memory."""
+        for name, array in as_arrays(inputs).items():
+            self._inputs[name].copy_(torch.as_tensor(array))
+
     def layers(self) -> list[Any]:
         """What the builder made of the graph, layer by layer, as the engine inspector tells it."""
         inspector = self._engine.create_engine_inspector()

@@ -50,7 +50,8 @@ class TorchBackend:
             raise BackendError(f"device {device.name!r}: torch takes an nn.Module, but got {type(model).__name__}.")
         module = _converted(model, device)
         place = torch.device(device.provider)
-        bound = {name: torch.as_tensor(value).to(place) for name, value in inputs.items()}
+        # Copies: other inputs are written over them later.
+        bound = {name: torch.as_tensor(value).to(place, copy=True) for name, value in inputs.items()}
         dtype = _DTYPES[device.precision]
         bound = {name: value.to(dtype) if value.is_floating_point() else value for name, value in bound.items()}
         function: Callable[..., Any] = module
@@ -82,6 +83,11 @@ class _TorchRun:
     def outputs(self) -> dict[str, NDArray[Any]]:
         """The outputs as float32 arrays: by name where the model names them, else ``output_0, output_1, ...``."""
         return {name: _array(value) for name, value in _named(self._forward()).items()}
+
+    def feed(self, inputs: Inputs) -> None:
+        """Copy other inputs into the bound tensors: recorded kernels know their addresses."""
+        for name, value in inputs.items():
+            self._inputs[name].copy_(torch.as_tensor(value))
 
     def _forward(self) -> Any:
         with _threads(self._threads), torch.inference_mode():

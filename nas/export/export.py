@@ -1,16 +1,20 @@
-"""Write a found subnet as a folder that runs elsewhere: transformers model, ONNX graphs, tokenizer, metrics, card."""
+"""Write a found subnet as a folder that runs elsewhere: model, runtimes' files, tokenizer, metrics, card."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from nas.export.artefacts import ARTEFACTS, MIXED, Artefact, Blocks, Calibration, chosen, size_mb, write_artefact
 from nas.export.model_card import CARD_FILE, Card, render_card
-from nas.export.verify import GRAPHS, Check, Reference, Tolerances, verify
+from nas.export.reference import Reference, as_numpy
+from nas.export.verify import Check, ExportError, Tolerances, verify
 from search_spaces.cost import Workload
 from search_spaces.families import ModelShape
 from search_spaces.subnet import SubnetConfig
@@ -19,9 +23,11 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from torch import nn
 
+    from latency_models.device import Device
     from nas.tasks.task import Task
 
 METRICS_FILE = "metrics.json"
+_VERSIONS = ("hwnas", "torch", "transformers", "onnxruntime")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +36,23 @@ class ExportedModel:
 
     Args:
         directory: Where it lies.
-        graphs: Precision -> ONNX file.
-        size_mb: Precision -> size of the ONNX file, in megabytes (10^6 bytes).
+        artefacts: The models in it beside the one of `transformers`.
         checks: What was compared, all passed.
     """
 
     directory: Path
-    graphs: Mapping[str, Path]
-    size_mb: Mapping[str, float]
+    artefacts: tuple[Artefact, ...]
     checks: tuple[Check, ...]
+
+    @property
+    def graphs(self) -> dict[str, Path]:
+        """ONNX files by precision."""
+        return {row.precision: self.directory / row.file for row in self.artefacts if row.format == "onnx"}
+
+    @property
+    def size_mb(self) -> dict[str, float]:
+        """Sizes on disk by artefact, in megabytes (10^6 bytes)."""
+        return {row.key: size_mb(row, self.directory) for row in self.artefacts}
 
 
 def export_candidate(
@@ -50,11 +64,15 @@ def export_candidate(
     *,
     name: str = "",
     teacher: str = "",
-    metrics: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | Callable[[Path, Sequence[Check]], Mapping[str, Any]] | None = None,
+    formats: Sequence[str] = ("transformers", "onnx"),
     precisions: Sequence[str] = ("fp32", "int8"),
     graph: ModelProto | None = None,
     split: str = "test",
     tolerances: Tolerances | None = None,
+    calibration_samples: int = 64,
+    metadata: Mapping[str, str] | None = None,
+    device: Device | None = None,
 ) -> ExportedModel:
     """Export an extracted model and verify every artefact against it.
 
@@ -63,50 +81,62 @@ def export_candidate(
 
     Args:
         model: What `Supernet.extract` returned, distilled or not.
-        subnet: Its architecture.
+        subnet: Its architecture; where blocks have precisions of their own, a graph in these is written, too.
         shape: The teacher's sizes.
         task: Gives the deployed form, the tokenizer and the real inputs of the checks.
         directory: Where to; its parents are made.
         name: What people call the model; the folder's name where it is empty.
         teacher: What people call the teacher.
-        metrics: Plain data for ``metrics.json`` and the card: see `write_metrics`.
-        precisions: ONNX graphs to write: ``fp32``, ``int8`` (dynamic, weights per channel).
+        metrics: Plain data for ``metrics.json`` and the card, see `write_metrics`; or what gives them for the verified
+            folder and its checks, before it gets its name.
+        formats: Of `nas.export.artefacts.FORMATS`: what to write.
+        precisions: Of `nas.export.artefacts.PRECISIONS`: in which each runtime's files are written.
         graph: The deployed model's fp32 graph where it was made already; exported here otherwise. It is verified like
             any other.
         split: Whose texts the checks run on.
         tolerances: What the checks allow.
+        calibration_samples: Samples of the calibration split that static scales are taken from.
+        metadata: Further names and texts for the files' own metadata.
+        device: Where TensorRT builds its engines.
 
     Raises:
-        ValueError: A precision is unknown.
-        ExportError: An artefact does not compute what the model computes.
+        ValueError: A format or a precision is unknown.
+        ExportError: An artefact does not compute what the model computes, or the folder cannot be written.
+        BackendError: A runtime that is asked for is not installed.
     """
-    from search_spaces.checkpoint import save_subnet
-
-    if unknown := [precision for precision in precisions if precision not in GRAPHS]:
-        raise ValueError(f"`precisions` must be among {', '.join(GRAPHS)}, but got {unknown[0]!r}.")
+    artefacts = chosen(formats, precisions)
+    blocks = Blocks(shape.family, tuple(subnet.blocks[index].precision for index in subnet.kept))
+    if blocks.mixed and "onnx" in formats:
+        artefacts = (*artefacts, ARTEFACTS[f"onnx {MIXED}"])
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = directory.with_name(directory.name + ".exporting")
+    title = name or directory.name
+    told = {**_metadata(subnet, title, teacher), **(metadata or {})}
     try:
-        save_subnet(model, subnet, shape, aside, tokenizer=task.tokenizer, metadata={"teacher": teacher})
-        write_graphs(model, task, aside, precisions, graph)
+        _write_model(model, subnet, shape, task, aside, whole="transformers" in formats, metadata=told)
+        graph = graph if graph is not None or not artefacts else deployed_graph(model, task)
+        calibration = calibration_inputs(task, calibration_samples) if artefacts else ()
+        for artefact in artefacts:
+            assert graph is not None
+            write_artefact(artefact, graph, aside, calibration=calibration, metadata=told, device=device, blocks=blocks)
         card = Card(
-            name=name or directory.name,
+            name=title,
             teacher=teacher,
             kind=task.kind,
             subnet=subnet,
             output=task.output_names[-1],
             max_length=task.samples.max_length,
-            graphs=tuple(GRAPHS[precision] for precision in precisions),
+            graphs=tuple(artefact.file for artefact in artefacts if artefact.format == "onnx"),
         )
         (aside / "card.json").write_text(card.to_json(), encoding="utf-8")
-        write_metrics(aside, metrics or {})
         checks = verify(aside, Reference.from_model(model, task, split), tolerances)
+        write_metrics(aside, metrics(aside, checks) if callable(metrics) else metrics or {})
         _replace(aside, directory)
+    except OSError as error:
+        raise ExportError(f"export: {directory} cannot be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    files = {precision: directory / GRAPHS[precision] for precision in precisions}
-    sizes = {precision: file.stat().st_size / 1e6 for precision, file in files.items()}
-    return ExportedModel(directory, files, sizes, checks)
+    return ExportedModel(directory, artefacts, checks)
 
 
 def write_graphs(
@@ -118,21 +148,29 @@ def write_graphs(
         model: A `transformers` model of the task's kind.
         task: Gives the deployed form, its inputs and its outputs' names.
         directory: An existing folder.
-        precisions: Which: ``fp32``, ``int8``.
+        precisions: Which: ``fp32``, ``int8``, ...
         graph: The fp32 graph, where it was made already.
     """
-    import onnx
-
-    from latency_models.backends.onnx import export_onnx
-    from latency_models.backends.quantize import quantize_int8
-
     if not precisions:
         return
-    if graph is None:
-        graph = export_onnx(task.deployable(model), task.example_inputs(Workload()), task.output_names)
-    for precision in precisions:
-        written = graph if precision == "fp32" else quantize_int8(graph)
-        onnx.save(written, str(directory / GRAPHS[precision]))
+    graph = deployed_graph(model, task) if graph is None else graph
+    calibration = calibration_inputs(task)
+    for artefact in chosen(("onnx",), precisions):
+        write_artefact(artefact, graph, directory, calibration=calibration)
+
+
+def deployed_graph(model: nn.Module, task: Task) -> ModelProto:
+    """The fp32 graph of a model as the task deploys it, batch and sequence dynamic."""
+    from latency_models.backends.onnx import export_onnx
+
+    return export_onnx(task.deployable(model), task.example_inputs(Workload()), task.output_names)
+
+
+def calibration_inputs(task: Task, count: int = 64) -> Calibration:
+    """Real inputs of the calibration split, one sample each, from the shortest to the longest."""
+    rows = task.samples.order("calibration", 1)
+    spread = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))
+    return [as_numpy(task.samples.batch("calibration", rows[index])) for index in spread]
 
 
 def write_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
@@ -140,7 +178,8 @@ def write_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
 
     Args:
         directory: An exported folder.
-        metrics: Plain data. Entries ``fp32`` and ``int8`` that are mappings of numbers become the card's table.
+        metrics: Plain data. Of ``quality`` and ``measured``, the mappings of numbers by artefact become the card's
+            tables.
 
     Raises:
         ValueError: The folder was not written by ``export_candidate``.
@@ -152,6 +191,36 @@ def write_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
     text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
     (directory / METRICS_FILE).write_text(text, encoding="utf-8")
     (directory / CARD_FILE).write_text(render_card(card, metrics), encoding="utf-8")
+
+
+def _write_model(
+    model: nn.Module,
+    subnet: SubnetConfig,
+    shape: ModelShape,
+    task: Task,
+    aside: Path,
+    *,
+    whole: bool,
+    metadata: Mapping[str, str],
+) -> None:
+    """The model of `transformers` with its tokenizer; the tokenizer alone where the model is not wanted."""
+    from search_spaces.checkpoint import save_subnet
+
+    shutil.rmtree(aside, ignore_errors=True)
+    if whole:
+        save_subnet(model, subnet, shape, aside, tokenizer=task.tokenizer, metadata=metadata)
+    else:
+        aside.mkdir(parents=True)
+        task.tokenizer.save_pretrained(aside)
+
+
+def _metadata(subnet: SubnetConfig, name: str, teacher: str) -> dict[str, str]:
+    """What every file says of itself."""
+    from latency_models.device import library_version
+
+    versions = {library: library_version(library) for library in _VERSIONS}
+    told = {"name": name, "teacher": teacher, "subnet": subnet.to_json()}
+    return told | {f"version.{library}": version for library, version in versions.items() if version}
 
 
 def _replace(source: Path, target: Path) -> None:

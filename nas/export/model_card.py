@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from numbers import Real
 from typing import Any
 
 from nas.reports.drawing import describe_block
 from nas.reports.tables import describe, escape_markdown, format_number, markdown_table
 from search_spaces.subnet import SubnetConfig
 
-CARD_FILE = "README.md"
+CARD_FILE = "model_card.md"
 _SEQUENCE = "AutoModelForSequenceClassification"
 # The class of transformers that loads a task's models; the bare model where the task's kind is not here.
 AUTO_CLASSES = {
@@ -121,8 +120,9 @@ def render_card(card: Card, metrics: Mapping[str, Any]) -> str:
         f"A smaller version{of} for {kind}, found by hwnas: {describe(card.subnet)}.\n",
         "".join(f"- {describe_block(index, block)}\n" for index, block in enumerate(card.subnet.blocks)),
     ]
-    if table := _metrics_table(metrics):
-        parts += ["## Measured\n", table]
+    for title, name in (("Quality", "quality"), ("Measured", "measured")):
+        if table := _table(metrics.get(name)):
+            parts += [f"## {title}\n", table]
     parts.append("Everything that was measured, and on what, is in `metrics.json`.\n")
     if card.graphs:
         snippet = load_snippet(".", card.graphs[-1], card.output, card.max_length)
@@ -132,21 +132,25 @@ def render_card(card: Card, metrics: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _metrics_table(metrics: Mapping[str, Any]) -> str:
-    """Numbers by precision as a table; empty where there are none."""
-    columns = {
-        name: value for name, value in metrics.items() if name in ("fp32", "int8") and isinstance(value, Mapping)
-    }
-    rows = dict.fromkeys(key for column in columns.values() for key, value in column.items() if _is_number(value))
-    if not rows:
+def _table(data: Any) -> str:
+    """Numbers by model, a row each, as a table; empty where there are none."""
+    if not isinstance(data, Mapping):
         return ""
-    body = [[key, *(_cell(column.get(key)) for column in columns.values())] for key in rows]
+    rows = {name: _numbers(figures) for name, figures in data.items() if isinstance(figures, Mapping)}
+    columns = list(dict.fromkeys(column for figures in rows.values() for column in figures))
+    if not columns:
+        return ""
+    body = [[name, *(figures.get(column, "-") for column in columns)] for name, figures in rows.items()]
     return markdown_table(["", *columns], body)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _cell(value: Any) -> str:
-    return format_number(float(value)) if _is_number(value) else "-"
+def _numbers(figures: Mapping[str, Any]) -> dict[str, str]:
+    """Figures as texts: numbers, and estimates with their intervals."""
+    found = {}
+    for name, value in figures.items():
+        if type(value) in (int, float):
+            found[name] = format_number(float(value))
+        elif isinstance(value, Mapping) and {"value", "low", "high"} <= set(value):
+            text, low, high = (format_number(float(value[key])) for key in ("value", "low", "high"))
+            found[name] = f"{text} [{low}, {high}]"
+    return found

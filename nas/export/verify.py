@@ -10,23 +10,20 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from nas.export.artefacts import ARTEFACTS, Artefact, Rule
+from nas.export.reference import Reference
 
-    from nas.tasks.task import Task
-
-Arrays = Mapping[str, NDArray[Any]]
-Rule = Literal["difference", "cosine", "tokens"]
-GRAPHS: Mapping[str, str] = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
-_TIMEOUT_S = 600
+# Files of the ONNX graphs by precision.
+GRAPHS: Mapping[str, str] = {row.precision: row.file for row in ARTEFACTS.values() if row.format == "onnx"}
+_TIMEOUT_S = 900
 
 
 class ExportError(RuntimeError):
@@ -37,13 +34,24 @@ class ExportError(RuntimeError):
 class Tolerances:
     """How far artefacts may be from the model that they were made from.
 
+    Those of integers find what is broken, not what is good: how good an artefact is, its metrics tell.
+
     Args:
         difference: Largest absolute difference of an fp32 output, relative to the output's largest absolute value.
-        int8_cosine: Smallest mean cosine between outputs of an int8 graph and of the fp32 model.
+        half_difference: The same of fp16.
+        int8_cosine: Smallest mean cosine between outputs of an int8 artefact and of the fp32 model.
+        low_cosine: The same where scales were found in advance, or weights have four bits.
     """
 
     difference: float = 1e-4
+    half_difference: float = 0.03
     int8_cosine: float = 0.9
+    low_cosine: float = 0.7
+
+    def of(self, precision: str) -> float:
+        """The limit for a precision."""
+        limits = {"fp32": self.difference, "fp16": self.half_difference, "int8": self.int8_cosine}
+        return limits.get(precision, self.low_cosine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,100 +105,20 @@ def mean_cosine(found: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(np.mean((a * b).sum(axis=1) / np.maximum(norms, 1e-30)))
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What the model itself says about real inputs of several shapes.
+def check_artefact(path: Path, artefact: Artefact, reference: Reference, limit: float) -> list[Check]:
+    """Run a model in its own runtime on the reference's inputs."""
+    from latency_models.backends.base import make_backend
+    from latency_models.device import Device
 
-    Args:
-        inputs: One mapping per shape: input name -> array.
-        outputs: Outputs of the deployed model, one mapping per shape.
-        first: First output of the `transformers` model itself, one array per shape.
-        texts: Texts that the tokenizer must cut as before.
-        tokens: Their token ids.
-        max_length: Tokens kept of a text.
-    """
-
-    inputs: tuple[Arrays, ...]
-    outputs: tuple[Arrays, ...]
-    first: tuple[NDArray[Any], ...]
-    texts: tuple[str, ...] = ()
-    tokens: tuple[tuple[int, ...], ...] = ()
-    max_length: int = 128
-
-    @classmethod
-    def from_model(cls, model: nn.Module, task: Task, split: str = "test") -> Reference:
-        """Run the model on batches of a split: its shortest, middle and longest texts, and one text alone."""
-        import torch
-
-        batches = list(task.samples.batches(split, 4))
-        middle = batches[len(batches) // 2]
-        alone = {name: value[:1] for name, value in middle.items()}
-        chosen = [batches[0], middle, batches[-1], alone]
-        deployed = task.deployable(model).eval()
-        with torch.inference_mode():
-            outputs = [deployed(**batch) for batch in chosen]
-            first = [model(**batch, return_dict=True)[0].numpy() for batch in chosen]
-        longest = task.samples.max_length
-        texts = task.samples.examples[split].texts[:8] if longest else ()
-        return cls(
-            inputs=tuple(_arrays(batch) for batch in chosen),
-            outputs=tuple(_arrays(dict(zip(task.output_names, values, strict=True))) for values in outputs),
-            first=tuple(first),
-            texts=texts,
-            tokens=tuple(tuple(task.tokenizer(text, truncation=True, max_length=longest).input_ids) for text in texts),
-            max_length=longest,
-        )
-
-    def save(self, directory: Path) -> None:
-        """Write as arrays and JSON."""
-        arrays: dict[str, NDArray[Any]] = {}
-        for index, (inputs, outputs, first) in enumerate(zip(self.inputs, self.outputs, self.first, strict=True)):
-            arrays |= {f"{index}/input/{name}": value for name, value in inputs.items()}
-            arrays |= {f"{index}/output/{name}": value for name, value in outputs.items()}
-            arrays[f"{index}/first/first"] = first
-        np.savez(directory / "reference.npz", **arrays)  # type: ignore[arg-type]
-        text = {"texts": self.texts, "tokens": self.tokens, "max_length": self.max_length}
-        (directory / "reference.json").write_text(json.dumps(text), encoding="utf-8")
-
-    @classmethod
-    def load(cls, directory: Path) -> Reference:
-        """Read what ``save`` wrote."""
-        with np.load(directory / "reference.npz", allow_pickle=False) as stored:
-            arrays = dict(stored)
-        text = json.loads((directory / "reference.json").read_text(encoding="utf-8"))
-        count = 1 + max(int(key.split("/")[0]) for key in arrays)
-
-        def part(index: int, kind: str) -> Arrays:
-            start = f"{index}/{kind}/"
-            return {key.removeprefix(start): value for key, value in arrays.items() if key.startswith(start)}
-
-        return cls(
-            inputs=tuple(part(index, "input") for index in range(count)),
-            outputs=tuple(part(index, "output") for index in range(count)),
-            first=tuple(part(index, "first")["first"] for index in range(count)),
-            texts=tuple(text["texts"]),
-            tokens=tuple(tuple(ids) for ids in text["tokens"]),
-            max_length=text["max_length"],
-        )
-
-
-def check_graph(path: Path, reference: Reference, rule: Rule, limit: float) -> list[Check]:
-    """Run an ONNX graph in ONNX Runtime on the reference's inputs."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [node.name for node in session.get_outputs()]
-    taken = {node.name for node in session.get_inputs()}
-    compare = mean_cosine if rule == "cosine" else scaled_difference
+    provider = "cuda" if artefact.backend == "tensorrt" else "cpu"
+    backend = make_backend(Device(artefact.backend, artefact.backend, provider=provider))
+    compare = mean_cosine if artefact.rule == "cosine" else scaled_difference
     checks = []
     for inputs, expected in zip(reference.inputs, reference.outputs, strict=True):
-        feeds = {name: value for name, value in inputs.items() if name in taken}
-        found = dict(zip(names, session.run(names, feeds), strict=True))
+        found = backend.compile(str(path), inputs).outputs()
         shape = next(iter(inputs.values())).shape
         checks += [
-            Check(path.name, name, shape, rule, compare(found.get(name, np.empty(0)), value), limit)
+            Check(path.name, name, shape, artefact.rule, compare(found.get(name, np.empty(0)), value), limit)
             for name, value in expected.items()
         ]
     return checks
@@ -245,8 +173,10 @@ def verify(directory: Path, reference: Reference, tolerances: Tolerances | None 
         ExportError: An artefact cannot be loaded, or differs; the message tells its worst place.
     """
     tolerances = tolerances or Tolerances()
-    parts = [part for part, name in GRAPHS.items() if (directory / name).is_file()]
-    parts += ["tokenizer", "transformers"]
+    parts = [key for key, row in ARTEFACTS.items() if (directory / row.file).is_file()]
+    parts += ["tokenizer"]
+    if (directory / "model.safetensors").is_file():
+        parts += ["transformers"]
     with tempfile.TemporaryDirectory() as folder:
         reference.save(Path(folder))
         checks: list[Check] = []
@@ -278,14 +208,13 @@ def _in_fresh_process(part: str, directory: Path, reference: Path, tolerances: T
 
 
 def run_part(part: str, directory: Path, reference: Reference, tolerances: Tolerances) -> list[Check]:
-    """The checks of one artefact: ``fp32``, ``int8``, ``tokenizer`` or ``transformers``."""
+    """The checks of one part: ``tokenizer``, ``transformers``, or an artefact's key."""
     if part == "tokenizer":
         return check_tokenizer(directory, reference)
     if part == "transformers":
         return check_transformers(directory, reference, tolerances.difference)
-    if part == "fp32":
-        return check_graph(directory / GRAPHS[part], reference, "difference", tolerances.difference)
-    return check_graph(directory / GRAPHS[part], reference, "cosine", tolerances.int8_cosine)
+    artefact = ARTEFACTS[part]
+    return check_artefact(directory / artefact.file, artefact, reference, tolerances.of(artefact.precision))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -293,10 +222,6 @@ def main(arguments: Sequence[str]) -> None:
     part, directory, reference, settings = arguments
     checks = run_part(part, Path(directory), Reference.load(Path(reference)), Tolerances(**json.loads(settings)))
     print(json.dumps([asdict(check) for check in checks]))
-
-
-def _arrays(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> Arrays:
-    return {name: tensor.detach().cpu().numpy() for name, tensor in dict(tensors).items()}
 
 
 if __name__ == "__main__":

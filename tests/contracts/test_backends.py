@@ -72,6 +72,15 @@ class TestBackend:
         assert all(np.array_equal(first[name], kept[name]) for name in kept)
         assert all(np.allclose(first[name], second[name], rtol=1e-3, atol=1e-5) for name in kept)
 
+    def test_other_inputs_can_be_fed(self, device, module, graph):
+        first, second = example_inputs(2, 9), example_inputs(2, 9, seed=5)
+        kept = {name: value.clone() for name, value in first.items()}
+        run = make_backend(device).compile(self.model_for(device, module, graph), first)
+        run.feed(second)
+        assert largest_difference(run, module, second) < TOLERANCES[device.precision]
+        assert all(torch.equal(first[name], kept[name]) for name in kept)
+        assert not np.allclose(first["input_ids"], second["input_ids"])
+
     def test_it_takes_arrays_as_well_as_tensors(self, device, module, graph):
         inputs = {name: value.numpy() for name, value in example_inputs().items()}
         run = make_backend(device).compile(self.model_for(device, module, graph), inputs)

@@ -63,6 +63,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     model = supernet.extract(subnet)
     result = export_candidate(
         model, subnet, space.shape, task, tmp_path_factory.mktemp("runs") / "s1", teacher="tiny",
-        metrics={"fp32": {"cosine": 0.9, "p50_ms": 1.5}, "int8": {"cosine": 0.89}, "device": {"cpu": "test"}},
+        metrics={"measured": {"onnx fp32": {"p50_ms": 1.5, "speedup": {"value": 2.0, "low": 1.9, "high": 2.1}},
+                              "onnx int8": {"cosine": 0.89}}, "device": {"cpu": "test"}},
     )  # fmt: skip
     return Exported(model, subnet, space, task, result)

@@ -15,10 +15,10 @@ from onnx import numpy_helper
 
 from nas.export.export import export_candidate, write_metrics
 from nas.export.model_card import Card, load_snippet, transformers_snippet
+from nas.export.reference import Reference
 from nas.export.verify import (
     Check,
     ExportError,
-    Reference,
     Tolerances,
     mean_cosine,
     run_part,
@@ -44,10 +44,10 @@ def test_the_folder_is_complete_and_nothing_is_left_beside_it(exported: Exported
     names = {path.name for path in folder.iterdir()}
     assert {
         "config.json", "model.safetensors", "subnet.json", "tokenizer.json", "model.onnx", "model_int8.onnx",
-        "metrics.json", "README.md", "card.json",
+        "metrics.json", "model_card.md", "card.json",
     } <= names  # fmt: skip
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-    assert exported.result.size_mb["int8"] < exported.result.size_mb["fp32"]
+    assert exported.result.size_mb["onnx int8"] < exported.result.size_mb["onnx fp32"]
     assert not [path for path in folder.rglob("*") if path.suffix in {".pt", ".bin", ".pkl"}]
 
 
@@ -77,8 +77,9 @@ def test_the_cards_lines_run_with_onnxruntime_and_tokenizers_alone(exported: Exp
 
 
 def test_the_card_tells_what_was_measured_and_how_to_run(exported: Exported) -> None:
-    text = (exported.result.directory / "README.md").read_text()
-    assert "| p50\\_ms | 1.50 | - |" in text
+    text = (exported.result.directory / "model_card.md").read_text()
+    assert "| onnx fp32 | 1.50 | 2.00 [1.90, 2.10] | - |" in text.replace("\\", "")
+    assert "| onnx int8 | - | - | 0.890 |" in text
     assert "block 0:" in text
     assert load_snippet(".", "model_int8.onnx", "sentence_embedding", 16) in text
     assert transformers_snippet(".", "sentence_embedding") in text
@@ -86,9 +87,10 @@ def test_the_card_tells_what_was_measured_and_how_to_run(exported: Exported) -> 
 
 
 def test_metrics_can_be_written_after_the_model_was_measured(copy: Path) -> None:
-    write_metrics(copy, {"int8": {"p50_ms": 0.75}})
-    assert json.loads((copy / "metrics.json").read_text()) == {"int8": {"p50_ms": 0.75}}
-    assert "0.750" in (copy / "README.md").read_text()
+    metrics = {"measured": {"onnx int8": {"p50_ms": 0.75, "energy_source": "rapl"}}}
+    write_metrics(copy, metrics)
+    assert json.loads((copy / "metrics.json").read_text()) == metrics
+    assert "0.750" in (copy / "model_card.md").read_text()
     (copy / "card.json").unlink()
     with pytest.raises(ValueError, match="is it a folder that `nas export` wrote"):
         write_metrics(copy, {})
@@ -107,7 +109,7 @@ def test_a_changed_weight_in_the_graph_fails_and_is_located(copy: Path, referenc
 
 def test_a_damaged_file_fails_with_the_runtimes_reason(copy: Path, reference: Reference) -> None:
     (copy / "model_int8.onnx").write_bytes(b"not a graph")
-    with pytest.raises(ExportError, match=r"int8 of .* cannot be loaded again"):
+    with pytest.raises(ExportError, match=r"onnx int8 of .* cannot be loaded again"):
         verify(copy, reference)
 
 
@@ -128,7 +130,7 @@ def test_another_tokenizer_fails(copy: Path, reference: Reference) -> None:
 
 
 def test_int8_is_judged_by_the_cosine(copy: Path, reference: Reference) -> None:
-    checks = run_part("int8", copy, reference, Tolerances(int8_cosine=0.999999))
+    checks = run_part("onnx int8", copy, reference, Tolerances(int8_cosine=0.999999))
     assert {check.rule for check in checks} == {"cosine"}
     assert not all(check.passed for check in checks)
 
@@ -162,10 +164,15 @@ def test_an_export_replaces_an_older_folder_and_takes_a_ready_graph(exported: Ex
 
 
 def test_an_unknown_precision_is_refused_before_anything_is_written(exported: Exported, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`precisions` must be among fp32, int8, but got 'int3'"):
-        export_candidate(
-            exported.model, exported.subnet, exported.space.shape, exported.task, tmp_path / "x", precisions=("int3",)
-        )
+    arguments = (exported.model, exported.subnet, exported.space.shape, exported.task, tmp_path / "x")
+    with pytest.raises(
+        ValueError, match="`precision` must be among fp32, fp16, int8, int8_static, int4, but got 'int3'"
+    ):
+        export_candidate(*arguments, precisions=("int3",))
+    with pytest.raises(
+        ValueError, match="`format` must be among transformers, onnx, openvino, tensorrt, but got 'tflite'"
+    ):
+        export_candidate(*arguments, formats=("tflite",))
     assert not list(tmp_path.iterdir())
 
 

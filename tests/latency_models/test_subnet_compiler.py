@@ -9,9 +9,11 @@ import pytest
 
 from latency_models.backends import graph_template
 from latency_models.backends.graph_template import GraphTemplateError
+from latency_models.backends.tensorrt_operators import unsupported
 from latency_models.device import Device
 from latency_models.subnet_compiler import SubnetCompiler
 from search_spaces.calibrate import calibrate
+from search_spaces.subnet import SKIPPED
 from search_spaces.supernet import Supernet
 from tests.latency_models.pruned import POOLED_NAMES, Pooled, example_inputs, largest_difference
 from tests.models import tiny_batches, tiny_bert, tiny_space
@@ -63,5 +65,38 @@ def test_blocks_with_their_own_precision_are_quantised(supernet):
     integer = [node.name for node in graph.graph.node if node.op_type == "MatMulInteger"]
     assert len(integer) == 6
     assert all(".layer.1." in name for name in integer)
-    with pytest.raises(ValueError, match="must be fp32 or int8 in an ONNX graph, but got 'int4'"):
-        compiler(supernet).graph(teacher.with_block(1, type(teacher.blocks[1])(4, 4, 64, precision="int4")))
+    both = mixed.with_block(0, type(teacher.blocks[0])(4, 4, 64, precision="int4"))
+    graph = compiler(supernet).graph(both)
+    four = [node.name for node in graph.graph.node if node.op_type == "MatMulNBits"]
+    assert len(four) == 6
+    assert all(".layer.0." in name for name in four)
+    assert sum(node.op_type == "MatMulInteger" for node in graph.graph.node) == 6
+
+
+def test_precisions_follow_their_blocks_where_others_are_skipped(supernet, monkeypatch):
+    teacher = supernet.space.teacher
+    mixed = teacher.with_block(0, SKIPPED).with_block(2, type(teacher.blocks[1])(4, 4, 64, precision="int8"))
+    edited = compiler(supernet)
+    exported = compiler(supernet)
+    exported.__dict__["template"] = None
+    for made, place in ((edited, ".layer.2."), (exported, ".layer.1.")):
+        names = [node.name for node in made.graph(mixed).graph.node if node.op_type == "MatMulInteger"]
+        assert len(names) == 6
+        assert all(place in name for name in names)
+        assert largest_difference(made.compile(mixed), made.module(mixed), example_inputs()) < 0.2
+
+
+def test_tensorrt_gets_pairs_instead_of_operators(supernet):
+    teacher = supernet.space.teacher
+    mixed = teacher.with_block(1, type(teacher.blocks[1])(4, 4, 64, precision="int8"))
+    assert not unsupported(compiler(supernet, "tensorrt", provider="cuda").graph(mixed))
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_runtimes_without_precisions_of_blocks_refuse_them(supernet, backend):
+    teacher = supernet.space.teacher
+    mixed = teacher.with_block(1, type(teacher.blocks[1])(4, 4, 64, precision="int8"))
+    with pytest.raises(ValueError, match=f"must be one of fp32 on {backend}, but got 'int8'"):
+        compiler(supernet, backend).model(mixed)
+    with pytest.raises(ValueError, match="must be one of fp32, int8, int4 on onnxruntime, but got 'fp16'"):
+        compiler(supernet).graph(teacher.with_block(1, type(teacher.blocks[1])(4, 4, 64, precision="fp16")))

@@ -81,6 +81,8 @@ def test_a_graph_becomes_an_engine_that_runs(world, graph):
     assert flags == 1 << int(world.binding.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     assert world.named("IBuilderConfig.clear_flag") == [(world.binding.BuilderFlag.TF32,)]
     assert run.layers() == [{"Name": "product"}]
+    run.feed(example_inputs(seed=3))
+    assert torch.equal(run._inputs["input_ids"], example_inputs(seed=3)["input_ids"])
 
 
 def test_shapes_are_dynamic_up_to_the_options(world, graph):

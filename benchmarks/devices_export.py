@@ -1,0 +1,383 @@
+"""Every runtime and precision on a real sentence encoder: speed, exactness, predictions of exported models, bundles.
+
+    python benchmarks/devices_export.py                       # everything; needs the demo's study: `make demo`
+    python benchmarks/devices_export.py --part precisions     # one part; its rows replace those stored
+
+The parts that measure latency want a quiet machine: each takes a few minutes. GPU parts run only where there is a GPU.
+Writes benchmarks/results/devices_export.json.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import common
+import numpy as np
+from common import Result
+
+if TYPE_CHECKING:
+    from latency_models.measurement import Measurement
+    from nas.engine.candidates import Candidate
+    from nas.exporting import Export
+    from nas.measuring import DeviceBench
+
+PREDICTED = ("torch_cpu", "onnxruntime_cpu", "onnxruntime_cpu_int8", "openvino_cpu")
+PARTS = ("precisions", "subnets", *(f"predicted {name}" for name in PREDICTED), "bundle", "mixed")
+PROTOCOL = {"warmup_seconds": 0.2, "burst": 3, "min_visits": 15, "target": 0.005, "max_seconds": 3.0, "retries": 0}
+TEXTS = 300
+MEMBERS = 10
+
+
+def main() -> int:
+    arguments = common.parser(__doc__ or "")
+    arguments.add_argument("--root", type=Path, default=common.ROOT / "runs", help="folder of the study and its caches")
+    arguments.add_argument("--study", default="quickstart", help="the study whose front is exported")
+    arguments.add_argument("--part", choices=PARTS, action="append", help="only this; may be repeated")
+    options = arguments.parse_args()
+    if not (options.root / options.study / "config.json").is_file():
+        print(f"skipped: there is no study {options.study} below {options.root}; run `make demo`")
+        return 0
+    name = "devices_export_quick" if options.quick else "devices_export"
+    stored = options.output or common.RESULTS / f"{name}.json"
+    for part in options.part or PARTS:
+        kind, _, device = part.partition(" ")
+        make = {"precisions": precisions, "subnets": subnets, "bundle": bundle, "mixed": mixed}.get(kind)
+        rows = predicted(options, device) if make is None else make(options)
+        context = common.machine(threads=1, study=options.study, quick=options.quick, part=part)
+        found = [replace(row, context={**context, **row.context}) for row in rows]
+        common.show(found)
+        common.write(name, kept(stored, part) + found, options.output)
+    print(stored)
+    return 0
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def precisions(options: Any) -> Iterator[Result]:
+    """The teacher in every runtime and precision, interleaved in one run, with the cosine to its own embeddings."""
+    from latency_models.device import Device
+    from nas.export.artefacts import chosen, write_artefact
+    from nas.export.export import calibration_inputs, deployed_graph
+    from nas.export.measure import Subject, device_of, subjects_of
+    from nas.export.reference import Reference
+    from nas.export.verify import run_part
+
+    export = stages(options)
+    bench, task = export.bench, export.bench.task
+    target = Device("onnxruntime_cpu", "onnxruntime")
+    rows = chosen(("onnx", "openvino"), ("fp32", "int8", "int8_static", "int4"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        graph, calibration = deployed_graph(bench.teacher, task), calibration_inputs(task)
+        for row in rows:
+            write_artefact(row, graph, folder, calibration=calibration)
+        reference = Reference.from_model(bench.teacher, task)
+        for row in rows:
+            if row.precision == "fp32":
+                checks = run_part(row.key, folder, reference, tolerances())
+                values = [check.value for check in checks]
+                yield Result(f"{row.key}: largest difference from torch, relative", max(values), "", len(values))
+        module = task.deployable(bench.teacher)
+        subjects = [
+            *subjects_of(rows, folder, target),
+            Subject(
+                "openvino bf16", False, Device("bf16", "openvino", precision="bf16"), str(folder / "model.onnx"), 0
+            ),
+            Subject("torch fp32", False, Device("torch_cpu", "torch"), module, 0),
+            Subject("torch bf16", False, Device("bf16", "torch", precision="bf16"), module, 0),
+        ]
+        measured = latencies(export, {s.key: s.job for s in subjects}, subjects[0].job, options)
+        yield from speedups(measured, "onnx fp32")
+        expected = embeddings(export, device_of(rows[0], target), folder / rows[0].file)
+        for row in rows:
+            found = embeddings(export, device_of(row, target), folder / row.file)
+            cosine = (found * expected).sum(axis=1)
+            yield Result(f"{row.key}: cosine to fp32", float(cosine.mean()), "", len(cosine), float(cosine.min()), 1.0)
+
+
+def subnets(options: Any) -> Iterator[Result]:
+    """Exported members of the front against the extracted model in torch: an export is never slower."""
+    from latency_models.device import Device
+    from nas.export.artefacts import ARTEFACTS, write_artefact
+    from nas.export.export import deployed_graph
+    from nas.export.measure import Subject
+
+    export = stages(options)
+    task, ratios = export.bench.task, []
+    with tempfile.TemporaryDirectory() as name:
+        for candidate in front(export)[: 2 if options.quick else MEMBERS]:
+            model = export.bench.supernet.extract(candidate.subnet)
+            file = write_artefact(ARTEFACTS["onnx fp32"], deployed_graph(model, task), Path(name))
+            torch = Subject("torch", False, Device("torch_cpu", "torch"), task.deployable(model), 0)
+            onnx = Subject("onnx", False, Device("onnxruntime_cpu", "onnxruntime"), str(file), 0)
+            measured = latencies(export, {"onnx": onnx.job}, torch.job, options)["onnx"]
+            ratios.append(float(np.median(np.divide(measured.reference, measured.samples))))
+    yield Result(
+        "speed-up of the exported ONNX graph over the extracted torch model",
+        float(np.median(ratios)),
+        "x",
+        len(ratios),
+        min(ratios),
+        max(ratios),
+        "target: never below 1",
+    )
+
+
+def predicted(options: Any, device: str) -> Iterator[Result]:
+    """Members of the front, exported anew, measured on a device, beside what its predictor says."""
+    from latency_models.scores import noise_floor
+    from nas.export.artefacts import ARTEFACTS, write_artefact
+    from nas.export.export import deployed_graph
+    from nas.export.measure import device_of, subjects_of
+
+    export = stages(options)
+    target = device_bench(options, device)
+    fitted = target.fitted
+    members = [candidate.subnet for candidate in front(export)][: 3 if options.quick else MEMBERS]
+    task, jobs = export.bench.task, {}
+    with tempfile.TemporaryDirectory() as name:
+        for index, subnet in enumerate([target.bench.space.teacher, *members]):
+            model = export.bench.supernet.extract(subnet)
+            if target.takes_module:
+                jobs[index] = module_job(target, task.deployable(model))
+                continue
+            folder = Path(name) / str(index)
+            folder.mkdir()
+            precision = target.bench.device.precision
+            row = ARTEFACTS[f"onnx {precision}"]
+            write_artefact(row, deployed_graph(model, task), folder)
+            # The graph goes through the device's own runtime, whose file it need not be.
+            subject = subjects_of([row], folder, target.bench.device)[0]
+            where = replace(device_of(row, target.bench.device), backend=target.bench.device.backend)
+            jobs[index] = replace(subject, device=where).job
+        measured = latencies(export, {index: jobs[index] for index in jobs if index}, jobs[0], options)
+    floor = 100 * noise_floor([np.array(row.measurement.samples) for row in target.profile.latest().values()])
+    says = fitted.predictor.predict(members)
+    actual = np.array([measured[index + 1].p50 for index in range(len(members))])
+    errors = 100 * np.abs(says.value - actual) / actual
+    inside = float(np.mean((says.lower <= actual) & (actual <= says.upper))) * 100
+    limit = f"target 6 % or 1.5 times the noise floor of {floor:.2f} %"
+    yield Result(
+        f"MAPE of exported front members, {device}",
+        float(errors.mean()),
+        "%",
+        len(errors),
+        float(errors.min()),
+        float(errors.max()),
+        limit,
+    )
+    yield Result(f"front members inside the 90 % interval, {device}", inside, "%", len(errors))
+    bias = 100 * float(np.median((says.value - actual) / actual))
+    yield Result(f"median signed error, {device}", bias, "%", len(errors))
+
+
+def bundle(options: Any) -> Iterator[Result]:
+    """What a bundle of 40 subnets weighs, and how long it takes to write."""
+    from nas.elsewhere import Elsewhere
+
+    count = 8 if options.quick else 40
+    target = device_bench(options, "pi4", count - 8 if count > 8 else 4, 8 if count > 8 else 4)
+    _ = target.bench.supernet
+    begin = time.perf_counter()
+    _ = target.compiler.template
+    exported = time.perf_counter() - begin
+    with tempfile.TemporaryDirectory() as name:
+        begin = time.perf_counter()
+        directory, manifest = Elsewhere(target).write(Path(name) / "bundle")
+        seconds = time.perf_counter() - begin
+        size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) / 1e6
+    subnets = len(manifest["subnets"])
+    yield Result(f"size of a bundle of {subnets} subnets", size, "MB", 1, anchor="target 200 MB")
+    yield Result(
+        f"writing a bundle of {subnets} subnets", seconds + exported, "s", 1, anchor="target 60 s, export included"
+    )
+
+
+def mixed(options: Any) -> Iterator[Result]:
+    """Every choice of int8 or fp32 per block: is there one that all-int8 does not dominate?"""
+    from latency_models.backends.quantize import at_block_precisions
+    from latency_models.device import Device
+    from nas.export.export import deployed_graph
+    from nas.export.measure import Subject
+
+    export = stages(options)
+    bench, task = export.bench, export.bench.task
+    graph, family = deployed_graph(bench.teacher, task), bench.space.shape.family
+    blocks = bench.space.shape.num_blocks
+    device, jobs, cosines = Device("onnxruntime_cpu", "onnxruntime"), {}, {}
+    patterns = ["".join(bits) for bits in itertools.product("08", repeat=blocks)]
+    if options.quick:
+        patterns = [patterns[0], patterns[1], patterns[-1]]
+    with tempfile.TemporaryDirectory() as name:
+        expected = None
+        for pattern in sorted(patterns):
+            file = Path(name) / f"{pattern}.onnx"
+            kinds = ["int8" if bit == "8" else "fp32" for bit in pattern]
+            file.write_bytes(at_block_precisions(graph, family, kinds).SerializeToString())
+            found = embeddings(export, device, file, 100)
+            expected = found if expected is None else expected
+            cosines[pattern] = float((found * expected).sum(axis=1).mean())
+            jobs[pattern] = Subject(pattern, False, device, str(file), 0).job
+        protocol = {"min_visits": 8, "max_seconds": 1.0, "chunk_size": 16}
+        measured = latencies(export, jobs, jobs["0" * blocks], options, **protocol)
+    whole = "8" * blocks
+    times = {pattern: measured[pattern].corrected for pattern in patterns}
+    better = [p for p in patterns if not any(times[q] <= times[p] and cosines[q] > cosines[p] for q in patterns)]
+    for pattern in sorted(better, key=times.__getitem__):
+        low, high = measured[pattern].minimum, measured[pattern].p90
+        title = (
+            "all int8"
+            if pattern == whole
+            else "all fp32"
+            if "8" not in pattern
+            else f"int8 in blocks {_blocks(pattern)}"
+        )
+        context = {"cosine": cosines[pattern], "dominated by all int8": _dominated(pattern, whole, times, cosines)}
+        yield Result(
+            f"front member of mixed precision: {title}",
+            times[pattern],
+            "ms",
+            measured[pattern].n,
+            low,
+            high,
+            f"cosine {cosines[pattern]:.4f}",
+            context,
+        )
+
+
+# -- what they share --------------------------------------------------------------------------------------------------
+
+
+def stages(options: Any) -> Export:
+    """The study's stages, as `nas export` has them."""
+    from hydra import compose, initialize_config_dir
+
+    from nas import commands
+    from nas.config import conf_dir
+    from nas.exporting import Export
+    from nas.measuring import DeviceBench
+    from nas.searching import SearchBench
+    from nas.workbench import Workbench
+
+    overrides = [f"root={options.root}", f"study={options.study}", "torch_threads=1", "progress=plain"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="export"):
+        config = commands._with_study(commands.plain(compose("export", overrides=overrides)))
+    bench = Workbench(config)
+    return Export(SearchBench(bench, DeviceBench(bench)))
+
+
+def device_bench(options: Any, device: str, subnets: int = 36, judges: int = 8) -> DeviceBench:
+    """The stages of `nas profile` for one device, on the study's model, texts and space."""
+    from hydra import compose, initialize_config_dir
+
+    from nas.commands import plain
+    from nas.config import conf_dir
+    from nas.measuring import DeviceBench
+    from nas.workbench import Workbench
+
+    study = json.loads((options.root / options.study / "config.json").read_text(encoding="utf-8"))
+    overrides = [
+        f"root={options.root}",
+        f"device={device}",
+        f"model.path={study['model']['path']}",
+        f"task.data.path={study['task']['data']['path']}",
+        "torch_threads=1",
+        "progress=plain",
+        "profile.transfer=false",
+        f"profile.num_subnets={12 if options.quick else subnets}",
+        f"profile.held_out={4 if options.quick else judges}",
+        f"profile.active.start={12 if options.quick else 24}",
+    ]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="profile"):
+        config = plain(compose("profile", overrides=overrides))
+    return DeviceBench(Workbench({**config, "task": study["task"], "space": study["space"]}))
+
+
+def front(export: Export) -> Sequence[Candidate]:
+    """Members of the study's front, spread along it, with near ones where it has too few."""
+    from nas.engine.candidates import shown
+
+    found = export.stages.stored()
+    members = list(shown(found.front, export.stages.objectives, MEMBERS))
+    rest = [candidate for candidate in found.candidates if candidate not in members]
+    return [*members, *rest][:MEMBERS]
+
+
+def latencies(
+    export: Export, jobs: Mapping[Any, Callable[..., Any]], reference: Callable[..., Any], options: Any, **changes: Any
+) -> dict[Any, Measurement]:
+    """Measurements of models, interleaved with one another and with a reference."""
+    from latency_models.profiler import Profiler
+
+    inputs = export._inputs(1)
+    settings = {**PROTOCOL, "chunk_size": len(jobs) + 1, **changes}
+    if options.quick:
+        settings |= {"min_visits": 5, "max_seconds": 0.3}
+    profiler = Profiler(**settings)
+    return dict(profiler.measure([(key, job(inputs)) for key, job in jobs.items()], reference(inputs)))
+
+
+def module_job(target: DeviceBench, module: Any) -> Callable[..., Any]:
+    """What compiles a torch module on a device."""
+    from nas.export.measure import Subject
+
+    return Subject("torch", False, target.bench.device, module, 0).job
+
+
+def speedups(measured: Mapping[str, Measurement], reference: str) -> Iterator[Result]:
+    """Latency and paired speed-up over the reference of every model."""
+    from nas.workbench import median_ratio
+
+    for key, found in measured.items():
+        yield Result(f"{key}: latency", found.p50, "ms", found.n, found.minimum, found.p90)
+        ratio = median_ratio(list(found.reference), list(found.samples))
+        yield Result(f"{key}: speed-up over {reference}", ratio[0], "x", found.n, ratio[1], ratio[2])
+
+
+def embeddings(export: Export, device: Any, file: Path, count: int = TEXTS) -> np.ndarray[Any, Any]:
+    """Embeddings of the first test sentences, one at a time, ``(sentences, hidden)``."""
+    from nas.export.quality import RuntimeModel
+
+    task = export.bench.task
+    model = RuntimeModel(device, file, task.output_names)
+    rows = task.samples.order("test", 1)[:: max(1, task.samples.size("test") // count)]
+    found = [task.outputs(model, task.samples.batch("test", row))["embedding"].numpy() for row in rows]
+    return np.concatenate(found)
+
+
+def tolerances() -> Any:
+    """Limits of the checks; only their values are read here."""
+    from nas.export.verify import Tolerances
+
+    return Tolerances()
+
+
+def _blocks(pattern: str) -> str:
+    return ", ".join(str(index) for index, bit in enumerate(pattern) if bit == "8")
+
+
+def _dominated(pattern: str, whole: str, times: Mapping[str, float], cosines: Mapping[str, float]) -> bool:
+    return pattern != whole and times[whole] <= times[pattern] and cosines[whole] >= cosines[pattern]
+
+
+def kept(path: Path, part: str) -> list[Result]:
+    """Stored rows of the other parts."""
+    if not path.is_file():
+        return []
+    rows = [Result(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    return [row for row in rows if row.context.get("part") != part]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,258 @@
+"""Bundles: everything that a machine needs to measure subnets with Python, numpy and ONNX Runtime alone.
+
+A bundle is a folder. ``graphs/`` holds one ONNX graph a subnet; their weights lie in one file beside them, each tensor
+once, however many subnets share it. ``run.py`` measures by the same protocol, and by the same code, as at home: the
+files of this package that it needs are copied into ``code/``. What comes back is ``results.jsonl``
+(`latency_models.results`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latency_models.backends.graph_file import load_graph
+from latency_models.device import Device
+from latency_models.measurement import Measurement
+from latency_models.results import CODE, EXPECTED, FORMAT, INPUTS, MANIFEST, RUNNER, SUMS, VERSION, ResultsError
+from search_spaces.cost import Workload
+from search_spaces.families import ModelShape
+from search_spaces.subnet import SubnetConfig
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+_WEIGHTS = "weights.bin"
+_GRAPHS = "graphs"
+# Smaller tensors stay in the graph: shapes and axes are read while it is loaded.
+_SMALLEST = 1024
+# Loading maps the file into memory, page by page.
+_PAGE = 4096
+_MODULES = (
+    *("__init__.py", "device.py", "measurement.py", "session.py", "profiler.py", "results.py", "runner.py"),
+    *("backends/__init__.py", "backends/base.py", "backends/graph_file.py", "backends/onnxruntime.py"),
+    *("backends/quantize.py", "backends/quantize_static.py", "backends/quantize_weights.py"),
+    *("backends/openvino.py", "backends/openvino_graph.py"),
+    *("backends/tensorrt.py", "backends/tensorrt_operators.py"),
+)
+_START = '''\
+"""Measures the subnets of this bundle; see README.txt. Needs Python >= 3.10, numpy and onnxruntime."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "code"))
+
+if __name__ == "__main__":
+    from latency_models.runner import main
+
+    sys.exit(main(Path(__file__).resolve().parent, sys.argv[1:]))
+'''
+_README = """\
+A bundle of hwnas: {count} subnets, to be measured on the device {device!r}.
+
+1. Copy this folder to the device. Install what it runs on: pip install numpy onnxruntime
+2. There:  python3 run.py      Stop it and start it again as you like: it goes on where it was.
+3. Bring results.jsonl back:  nas profile profile.import=results.jsonl  with the options that the bundle was made with.
+
+Nothing of this folder is written to but results.jsonl, and nothing is sent anywhere.
+`sha256sum -c checksums.sha256` checks the copy; run.py does so itself.
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a bundle is to measure.
+
+    Args:
+        device: Where it will run.
+        workload: What one run processes.
+        space: Fingerprint of the search space.
+        shape: The teacher's sizes.
+        teacher: Which teacher: a hash.
+        protocol: Arguments of `latency_models.profiler.Profiler`.
+        seed: Of the order.
+        converted: Whether graphs already have the device's precision, or the device converts them.
+    """
+
+    device: Device
+    workload: Workload
+    space: str
+    shape: ModelShape
+    teacher: str
+    protocol: Mapping[str, Any]
+    seed: int = 0
+    converted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One subnet of a bundle.
+
+    Args:
+        subnet: Its architecture; None for the reference model.
+        graph: As the device will run it.
+        expected: Its outputs on the bundle's inputs, computed here; empty where they are not to be compared.
+    """
+
+    subnet: SubnetConfig | None
+    graph: ModelProto
+    expected: Mapping[str, NDArray[Any]]
+
+
+def write_bundle(
+    directory: Path, plan: Plan, reference: Entry, entries: Iterable[Entry], inputs: Mapping[str, NDArray[Any]]
+) -> dict[str, Any]:
+    """Write a bundle; the folder appears when it is whole.
+
+    Args:
+        directory: Where to; an older bundle there is replaced, anything else is not.
+        plan: What it is to measure.
+        reference: The model that is measured throughout.
+        entries: The subnets; read lazily, one graph in memory at a time.
+        inputs: Of every run.
+
+    Returns:
+        The manifest, whose ``id`` results refer to.
+
+    Raises:
+        ValueError: The directory holds something else.
+    """
+    if directory.exists() and not (directory / MANIFEST).is_file():
+        raise ValueError(f"bundle: {directory} must not exist, or be a bundle, but is something else.")
+    aside = directory.with_name(directory.name + ".bundling")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        (aside / _GRAPHS).mkdir(parents=True)
+        manifest = _write_graphs(aside, plan, reference, entries)
+        np.savez(aside / INPUTS, **inputs)  # type: ignore[arg-type]
+        _write_code(aside)
+        readme = _README.format(count=len(manifest["subnets"]), device=plan.device.name)
+        (aside / "README.txt").write_text(readme, encoding="utf-8")
+        sums = "".join(f"{_digest(path)}  {path.relative_to(aside).as_posix()}\n" for path in _files(aside))
+        manifest["id"] = hashlib.sha256((sums + json.dumps(manifest, sort_keys=True)).encode()).hexdigest()[:16]
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        (aside / SUMS).write_text(f"{sums}{_digest(aside / MANIFEST)}  {MANIFEST}\n", encoding="utf-8")
+        shutil.rmtree(directory, ignore_errors=True)
+        aside.rename(directory)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return manifest
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """A bundle's manifest, or None where there is no bundle."""
+    try:
+        manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest
+
+
+def measurement_of(row: Mapping[str, Any], path: Path) -> Measurement:
+    """The measurement of a row of results.
+
+    Raises:
+        ResultsError: It breaks a rule; the message names the file and the row.
+    """
+    try:
+        fields = {name: tuple(row[name]) for name in ("samples", "times", "order", "reference")}
+        return Measurement(**fields, reference_level=row["reference_level"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultsError(f"{path}: row {row.get('name')!r} breaks a rule: {error}.") from error
+
+
+def _write_graphs(aside: Path, plan: Plan, reference: Entry, entries: Iterable[Entry]) -> dict[str, Any]:
+    expected: dict[str, NDArray[Any]] = {}
+    subnets = []
+    with (aside / _GRAPHS / _WEIGHTS).open("wb") as file:
+        store = _WeightStore(file)
+        reference_file = f"{_GRAPHS}/reference.onnx"
+        (aside / reference_file).write_bytes(store.without_weights(reference.graph))
+        for index, entry in enumerate(entries):
+            assert entry.subnet is not None
+            name = f"{index:04d}"
+            graph = f"{_GRAPHS}/{name}.onnx"
+            (aside / graph).write_bytes(store.without_weights(entry.graph))
+            expected |= {f"{name}/{key}": np.asarray(value) for key, value in entry.expected.items()}
+            subnets.append({"name": name, "graph": graph, "subnet": entry.subnet.to_dict()})
+    np.savez_compressed(aside / EXPECTED, **expected)  # type: ignore[arg-type]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "device": plan.device.to_dict(),
+        "workload": plan.workload.to_dict(),
+        "space": plan.space,
+        "shape": asdict(plan.shape),
+        "teacher": plan.teacher,
+        "protocol": dict(plan.protocol),
+        "seed": plan.seed,
+        "converted": plan.converted,
+        "reference": reference_file,
+        "subnets": subnets,
+    }
+
+
+class _WeightStore:
+    """One file of tensors, each written once, that many graphs refer to.
+
+    Args:
+        file: Open for writing.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._places: dict[bytes, tuple[int, int]] = {}
+
+    def without_weights(self, graph: ModelProto) -> bytes:
+        """The graph with its large tensors in the file; the graph that is given stays as it is."""
+        from onnx import TensorProto
+
+        copy = load_graph(graph.SerializeToString())
+        for tensor in copy.graph.initializer:
+            if not tensor.HasField("raw_data") or len(tensor.raw_data) < _SMALLEST:
+                continue
+            offset, length = self._place(tensor.raw_data)
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", _WEIGHTS), ("offset", str(offset)), ("length", str(length))):
+                entry = tensor.external_data.add()
+                entry.key, entry.value = key, value
+        content: bytes = copy.SerializeToString()
+        return content
+
+    def _place(self, content: bytes) -> tuple[int, int]:
+        key = hashlib.sha256(content).digest()
+        if key not in self._places:
+            start = self._file.tell()
+            padding = -start % (_PAGE if len(content) >= _PAGE else 64)
+            self._file.write(b"\0" * padding + content)
+            self._places[key] = (start + padding, len(content))
+        return self._places[key]
+
+
+def _write_code(aside: Path) -> None:
+    """The files of this package that measure, and what starts them."""
+    package = Path(__file__).parent
+    for name in _MODULES:
+        target = aside / CODE / package.name / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(package / name, target)
+    (aside / RUNNER).write_text(_START, encoding="utf-8")
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
