@@ -99,8 +99,18 @@ class Workbench:
     @cached_property
     def workload(self) -> Workload:
         """What one run on the device processes."""
+        from search_spaces.families import most_positions
+
         check_arguments(Workload, self.config["workload"])
-        return Workload(**self.config["workload"])
+        workload = Workload(**self.config["workload"])
+        tokens = workload.sequence_length + (workload.phase == "decode")
+        most = most_positions(self.teacher)
+        if most is not None and tokens > most:
+            raise ValueError(
+                f"`workload.sequence_length` must be at most {most - (workload.phase == 'decode')}, because the model "
+                f"has {most} position embeddings, but got {workload.sequence_length}."
+            )
+        return workload
 
     @cached_property
     def device(self) -> Device:

@@ -197,6 +197,10 @@ def test_training_the_supernet_keeps_the_teacher(searched, root, capsys):
         ),
         (["search", "experiment=smoke", "root={root}", "task.data.text_column=nope", "study=b"], "nope"),
         (["search", "experiment=smoke", "root={root}", "task.data.calibration=99999", "study=c"], "99999"),
+        (
+            ["search", "experiment=smoke", "root={root}", "workload.sequence_length=999", "study=f"],
+            "`workload.sequence_length` must be at most",
+        ),
         (["search", "experiment=smoke", "root={root}", "study=a/b"], "`study` must be a plain name"),
         (
             ["search", "experiment=smoke", "root={root}", "study=d", "+objectives.constraints.latency_ms=0.0001"],
