@@ -46,6 +46,7 @@ def main() -> int:
     study = "quickstart-quick" if options.quick else "quickstart"
     rows = figures(options.root / study, seconds) + overhead()
     common.show(rows)
+    print(table(options.root / study))
     print(common.write("spine_quick" if options.quick else "spine", rows, options.output))
     return 0
 
@@ -88,6 +89,29 @@ def figures(directory: Path, seconds: float) -> list[Result]:
             )
         )
     return rows
+
+
+def table(directory: Path) -> str:
+    """The study's models as the README shows them."""
+    from nas.reports.data import Report
+
+    report = Report.load(directory / "report.json")
+    names = ["model", "precision", "parameters", "predicted ms", "measured ms p50 [min, p90]", "vs fp32 teacher"]
+    names += ["vs int8 teacher", "cosine", "recall@10", "Spearman"]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for row in report.models:
+        predicted, measured = row.predicted_ms, row.measured
+        cells = [
+            row.name.replace("-distilled", " (60 steps of distillation)"),
+            row.precision,
+            f"{row.parameters / 1e6:.1f} M",
+            f"{predicted.value:.3g} [{predicted.low:.3g}, {predicted.high:.3g}]" if predicted else "-",
+            f"{measured.p50_ms:.3g} [{measured.min_ms:.3g}, {measured.p90_ms:.3g}]" if measured else "-",
+            *(f"{ratio.value:.2f}x" if ratio else "-" for ratio in (row.speedup_fp32, row.speedup_int8)),
+            *(f"{row.metrics[name]:.3f}".removeprefix("0") for name in ("cosine", "recall", "spearman")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def overhead(trials: int = 60) -> list[Result]:

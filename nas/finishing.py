@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from latency_models.measurement import Measurement
 
 PRECISIONS = ("fp32", "int8")
+_SAME_PACE = 0.03
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,22 @@ class Finish:
                 if name not in against_int8:
                     bar.advance(text=f"{name} against the int8 teacher")
                 against_int8[name] = measurement
+        if (own := (teacher.name, bench.device.precision)) in found and not self.device.takes_module:
+            self._note_pace(found[own].p50)
         return [self._row(m, p, found[m.name, p], against_int8.get(m.name) if p == "int8" else None) for m, p in keys]
+
+    def _note_pace(self, teacher_ms: float) -> None:
+        """Tell where the machine runs at another pace than when it was profiled: predictions are of that time."""
+        if "latency_ms" not in self.search.costs.names or not (level := self.device.profile.reference_level):
+            return
+        ratio = teacher_ms / level
+        if abs(ratio - 1) > _SAME_PACE:
+            self.bench.notes.append(
+                f"While the finalists were measured, the machine ran {abs(ratio - 1):.0%} "
+                f"{'slower' if ratio > 1 else 'faster'} than while it was profiled: the teacher took {teacher_ms:.3g} ms, "
+                f"not {level:.3g}. Predicted latencies are of that time; speed-ups hold, as they are paired."
+            )
+            self.bench.say(self.bench.notes[-1])
 
     def _job(self, member: Member, precision: str) -> Callable[[], Any]:
         """What compiles a member's graph for the device in a precision.
