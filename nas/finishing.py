@@ -203,8 +203,8 @@ class Finish:
         if abs(ratio - 1) > _SAME_PACE:
             self.bench.notes.append(
                 f"While the finalists were measured, the machine ran {abs(ratio - 1):.0%} "
-                f"{'slower' if ratio > 1 else 'faster'} than while it was profiled: the teacher took {teacher_ms:.3g} ms, "
-                f"not {level:.3g}. Predicted latencies are of that time; speed-ups hold, as they are paired."
+                f"{'slower' if ratio > 1 else 'faster'} than while it was profiled (the teacher took {teacher_ms:.3g} "
+                f"ms, not {level:.3g}). Predicted latencies are of that time; speed-ups hold, as they are paired."
             )
             self.bench.say(self.bench.notes[-1])
 
