@@ -101,18 +101,18 @@ def quantize_activations(inputs: Tensor, real: Tensor | None) -> tuple[Tensor, T
         real: ``(sequences, tokens)`` of bool: padding does not widen the range, and saturates; None where all count.
     """
     values = inputs.float()
-    counted = values
+    low, high = torch.aminmax(values, dim=-1)
     if real is not None and values.dim() == 3 and real.shape[0] == values.shape[0]:
         # With a KV cache the mask also covers the tokens that are in it. The range always has 0.
-        counted = values * real[:, -values.shape[1] :, None]
-    flat = counted.reshape(len(values), -1)
+        counted = real[:, -values.shape[1] :]
+        low, high = torch.where(counted, low, 0.0), torch.where(counted, high, 0.0)
     shape = (-1, *[1] * (values.dim() - 1))
-    low, high = flat.amin(dim=1).clamp_(max=0), flat.amax(dim=1).clamp_(min=0)
+    low = low.reshape(len(values), -1).amin(dim=1).clamp_(max=0).reshape(shape)
+    high = high.reshape(len(values), -1).amax(dim=1).clamp_(min=0).reshape(shape)
     scale = (high - low) / 255
     scale = torch.where(scale == 0, 1.0, scale)
-    zero = (-low / scale).round_().clamp_(0, 255).reshape(shape)
-    scale = scale.reshape(shape)
-    return torch.clamp((values / scale).round_(), -zero, 255 - zero), scale
+    zero = (-low / scale).round_().clamp_(0, 255)
+    return (values / scale).round_().clamp_(-zero, 255 - zero), scale
 
 
 class Padding:

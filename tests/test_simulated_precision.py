@@ -1,4 +1,4 @@
-"""The real teacher and two of its subnets: quality of quantised blocks in the supernet against their exported graphs."""
+"""The real teacher and two subnets: quality of quantised blocks in the supernet against their exported graphs."""
 
 from __future__ import annotations
 

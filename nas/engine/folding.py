@@ -1,4 +1,4 @@
-"""Precisions of blocks that cost no less than a more exact one: no choice for a search, so they are folded into that."""
+"""Precisions of blocks that cost no less than a more exact one are no choice: they are folded into that."""
 
 from __future__ import annotations
 

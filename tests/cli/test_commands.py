@@ -73,7 +73,7 @@ def test_blocks_with_precisions_are_searched_reported_and_exported(searched, roo
     assert searched.is_dir()
     own = [
         "study=precisions",
-        "space.choices.precision=int8",
+        "+space.choices.precision=int8",
         "search.num_trials=4",
         "search.sensitivity_evaluations=0",
     ]
@@ -97,7 +97,7 @@ def test_blocks_with_precisions_are_searched_reported_and_exported(searched, roo
 
 def test_a_device_of_int8_folds_blocks_precisions_and_judges_in_int8(searched, root, capsys):
     assert searched.is_dir()
-    own = ["study=device-int8", "device=onnxruntime_cpu_int8", "space.choices.precision=[fp32,int8]"]
+    own = ["study=device-int8", "device=onnxruntime_cpu_int8", "+space.choices.precision=[fp32,int8]"]
     few = ["search.num_trials=3", "search.sensitivity_evaluations=0", "profile.num_subnets=8", "profile.held_out=4"]
     arguments = ["search", "experiment=smoke", f"root={root}", *own, *few, "search.only=true", "torch_threads=1"]
     assert run([*arguments, "progress=plain"]) == 0
@@ -247,7 +247,7 @@ def test_training_the_supernet_keeps_the_teacher(searched, root, capsys):
                 "root={root}",
                 "study=f",
                 "device=torch_cpu",
-                "space.choices.precision=int8",
+                "+space.choices.precision=int8",
             ],
             "int8 blocks run on onnxruntime and tensorrt",
         ),
