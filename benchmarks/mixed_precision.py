@@ -7,13 +7,14 @@ ones - of either search - that are predicted to be no slower, and the next slowe
 quantised graphs' embeddings to the teacher's on texts that neither calibration nor search saw, text by text.
 
     python benchmarks/mixed_precision.py                # continues where an earlier run stopped
-    python benchmarks/mixed_precision.py --only-search  # the part that needs no quiet machine
+    python benchmarks/mixed_precision.py --no-measuring # the part that needs no quiet machine
 """
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def main() -> int:
     arguments.add_argument("--root", type=Path, default=common.ROOT / "runs", help="folder of the studies")
     arguments.add_argument("--trials", type=int, default=100, help="trials of each search")
     arguments.add_argument("--members", type=int, default=6, help="mixed members that are measured")
-    arguments.add_argument("--only-search", action="store_true", help="search, and measure nothing")
+    arguments.add_argument("--no-measuring", action="store_true", help="search and judge only")
     options = arguments.parse_args()
     data = options.data or common.ASSETS
     if not (data / "movie.csv").is_file() or not (data / "minilm").is_dir():
@@ -51,11 +52,11 @@ def main() -> int:
     # Latency is of sizes and precisions, whichever space proposed them.
     int8.costs = mixed.costs
     found = [*candidates(mixed), *candidates(int8)]
-    if options.only_search:
-        return 0
     members, rivals = to_measure(mixed, found, 2 if options.quick else options.members)
-    if not members:
-        print("none: no mixed subnet is on the front, so there is nothing to measure")
+    if options.no_measuring:
+        for subnet in [*(member.subnet for member in members), *rivals, *teachers(mixed).values()]:
+            judged(mixed, subnet)
+        return 0
     context = {**common.machine(), "trials": trials, "evaluated": len(found), "seed": 0}
     results = compare(mixed, members, rivals, context)
     common.show(results)
@@ -109,6 +110,11 @@ def to_measure(
     )
     members = shown([c for c in front if kind(c.subnet) == MIXED], arm.objectives, count)
     whole = arm.bench.space.teacher.on_device("int8")
+    # Below the whole int8 model a mixed subnet has to be better than pruned int8 ones: the best there are, too.
+    fastest = arm.costs.of(whole)["latency_ms"][0]
+    below = [c for c in unique if kind(c.subnet) == MIXED and c.number_of("latency_ms") < fastest]
+    known = {member.subnet for member in members}
+    members += [c for c in shown(pareto_front(below, arm.objectives), arm.objectives, 2) if c.subnet not in known]
     rest = pareto_front([c for c in unique if kind(c.subnet) == INT8], arm.objectives)
     quality, rivals = arm.bench.task.quality, {c.subnet: c for c in rest if c.subnet == whole}
     for member in members:
@@ -128,13 +134,13 @@ def compare(
     from latency_models.profiler import Profiler
 
     chosen = {**{member.subnet: member for member in members}, **rivals}
-    whole = arm.bench.space.teacher
-    teachers = {name: whole.on_device(name) for name in ("int8", "int4")}
-    every = list(dict.fromkeys([*chosen, *teachers.values()]))
+    wholes, whole = teachers(arm), arm.bench.space.teacher
+    every = list(dict.fromkeys([*chosen, *wholes.values()]))
     profiler = Profiler(min_visits=12, max_seconds=3.0, chunk_size=len(every), retries=0)
     jobs = [(subnet, arm.device.job(subnet)) for subnet in every]
     measured: dict[SubnetConfig, Measurement] = dict(profiler.measure(jobs, arm.device.job(whole)))
-    cosines = {subnet: test_cosines(arm, subnet) for subnet in every}
+    found = {subnet: judged(arm, subnet) for subnet in every}
+    cosines = {subnet: deployed for subnet, (deployed, _) in found.items()}
     results = [
         described(chosen[subnet], measured[subnet], cosines[subnet], context)
         for subnet in sorted(chosen, key=lambda s: measured[s].corrected)
@@ -144,27 +150,41 @@ def compare(
     anchor = f"{len(above)} with a 95 % interval above 0"
     free = sum(gain.value > 0 for gain in gains)
     return [
-        simulated(arm, cosines, context),
-        *(teacher_speed(arm, n, measured[subnet], cosines[subnet], context) for n, subnet in teachers.items()),
+        simulated(found.values(), context),
+        *(teacher_speed(arm, n, measured[subnet], cosines[subnet], context) for n, subnet in wholes.items()),
         *results,
         *gains,
         Result("mixed members that no all-int8 one dominates", free, "", len(gains), anchor=anchor, context=context),
     ]
 
 
-def test_cosines(arm: SearchBench, subnet: SubnetConfig) -> Floats:
-    """Cosine of every test text's embedding to the teacher's, as the device's graph computes it at batch 1."""
+def teachers(arm: SearchBench) -> dict[str, SubnetConfig]:
+    """The teacher with all its blocks in a precision."""
+    return {INT8: arm.bench.space.teacher.on_device("int8"), "int4": arm.bench.space.teacher.on_device("int4")}
+
+
+def judged(arm: SearchBench, subnet: SubnetConfig) -> tuple[Floats, float]:
+    """Cosine of every test text's embedding to the teacher's, as the device's graph computes it at batch 1.
+
+    And beside it the mean that a search would see, of the supernet. Both are kept in the study's folder.
+    """
     from nas.evaluation.evaluate import onnx_run, predict
     from nas.tasks.task import main_output
 
-    task = arm.bench.task
-    run = onnx_run(arm.device.graph(subnet).SerializeToString(), task)
-    name = main_output(task)
-    found = predict(run, task, "test", batch_size=1)[name]
-    teacher = arm.bench.evaluator.teacher.main("test")[name]
-    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(teacher, axis=1)
-    products: Floats = (found * teacher).sum(axis=1) / norms
-    return products
+    file = arm.directory / "judged" / f"{hashlib.sha256(subnet.to_json().encode()).hexdigest()[:16]}.npz"
+    if not file.is_file():
+        task = arm.bench.task
+        run = onnx_run(arm.device.graph(subnet).SerializeToString(), task)
+        name = main_output(task)
+        found = predict(run, task, "test", batch_size=1)[name].astype(np.float64)
+        teacher = arm.bench.evaluator.teacher.main("test")[name].astype(np.float64)
+        products = (found * teacher).sum(axis=1)
+        products /= np.linalg.norm(found, axis=1) * np.linalg.norm(teacher, axis=1)
+        seen = arm.bench.evaluator.evaluate(subnet, split="test")[task.quality]
+        file.parent.mkdir(exist_ok=True)
+        np.savez(file, cosines=products, seen=seen)
+    with np.load(file, allow_pickle=False) as kept:
+        return kept["cosines"], float(kept["seen"])
 
 
 def teacher_speed(
@@ -182,14 +202,10 @@ def teacher_speed(
     return Result(f"teacher with {precision} blocks against fp32", value, "x", measured.n, low, high, anchor, context)
 
 
-def simulated(arm: SearchBench, cosines: Mapping[SubnetConfig, Floats], context: dict[str, Any]) -> Result:
+def simulated(found: Iterable[tuple[Floats, float]], context: dict[str, Any]) -> Result:
     """How far quality in the supernet, as a search judges it, is from that of the exported graphs, relative to it."""
-    name = arm.bench.task.quality
-    shares = [
-        100 * abs(arm.bench.evaluator.evaluate(subnet, split="test")[name] / deployed.mean() - 1)
-        for subnet, deployed in cosines.items()
-    ]
-    title = f"largest relative difference of {name} in the supernet from the exported graphs'"
+    shares = [100 * abs(seen / deployed.mean() - 1) for deployed, seen in found]
+    title = "largest relative difference of cosine in the supernet from the exported graphs'"
     return Result(title, max(shares), "%", len(shares), min(shares), max(shares), "target 0.5 %", context)
 
 
