@@ -52,9 +52,11 @@ def patiently(
 
 def database_lost(error: BaseException) -> bool:
     """Whether an error of Optuna's relational storage means that the server is not there just now."""
-    from sqlalchemy.exc import InterfaceError, OperationalError
+    from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError
 
     for cause in _causes(error):
+        if isinstance(cause, PendingRollbackError):  # The connection broke in the middle of a transaction.
+            return True
         if isinstance(cause, InterfaceError | OperationalError):
             code = str(getattr(cause.orig, "sqlstate", None) or getattr(cause.orig, "pgcode", None) or "")
             return not code.startswith(_FULL)

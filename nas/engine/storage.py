@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 _PASSWORD = re.compile(r"(?P<head>[a-zA-Z][a-zA-Z0-9+.-]*://[^/@\s:]*):(?P<password>[^@\s]*)@")
+_OPENINGS = 6
 _FINISHING = 6  # Optuna's journal operation that changes a trial's state.
 
 
@@ -198,11 +200,17 @@ class DatabaseStorage:
         from optuna.storages import RDBStorage
 
         options: Mapping[str, Any] = {"pool_size": self.pool_size, "pool_pre_ping": True}
-        try:
-            backend = RDBStorage(self._url, engine_kwargs=dict(options))
-        except Exception as error:  # noqa: BLE001
-            # Whatever the driver says may quote the URL.
-            raise OSError(f"storage: cannot open {hide_password(self._url)}: {hide_password(str(error))}") from None
+        for attempts_left in reversed(range(_OPENINGS)):
+            try:
+                backend = RDBStorage(self._url, engine_kwargs=dict(options))
+                break
+            except Exception as error:  # noqa: BLE001
+                # Of workers that find an empty database at once, one makes the tables, the others fail meanwhile.
+                if attempts_left and "already exists" in str(error):
+                    time.sleep(0.5)
+                    continue
+                # Whatever the driver says may quote the URL.
+                raise OSError(f"storage: cannot open {hide_password(self._url)}: {hide_password(str(error))}") from None
         locked = self._url.startswith("postgresql")
         lock = (lambda: _advisory_lock(backend)) if locked else nullcontext
         return Storage(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError, PendingRollbackError
 
 from nas.engine.connection import ConnectionLostError, Heartbeat, database_lost, patiently, storage_failed
 from nas.engine.slots import TrialSlots, Worker
@@ -62,6 +62,7 @@ def test_a_full_disk_is_no_lost_connection():
     assert not database_lost(error("53100"))
     assert not database_lost(IntegrityError("INSERT", {}, Driver("23505")))
     assert database_lost(error("57P03"))
+    assert database_lost(PendingRollbackError("Can't reconnect until invalid transaction is rolled back."))
     assert storage_failed(error("53100"))
     assert storage_failed(OSError("No space left on device"))
     assert not storage_failed(ValueError("cosine"))
