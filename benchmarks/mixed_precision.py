@@ -7,7 +7,7 @@ ones - of either search - that are predicted to be no slower, and the next slowe
 quantised graphs' embeddings to the teacher's on texts that neither calibration nor search saw, text by text.
 
     python benchmarks/mixed_precision.py                # continues where an earlier run stopped
-    python benchmarks/mixed_precision.py --no-measuring # the part that needs no quiet machine
+    python benchmarks/mixed_precision.py --no-measuring  # the part that needs no quiet machine
 """
 
 from __future__ import annotations
