@@ -88,9 +88,7 @@ def test_blocks_with_precisions_are_searched_reported_and_exported(searched, roo
     assert mixed["speedup_int8"] is not None
     capsys.readouterr()
     measure = ["measure.batches=[1]", "measure.protocol.min_visits=5", "measure.protocol.max_seconds=0.2"]
-    assert (
-        run(["export", f"root={root}", "study=precisions", "format=[onnx]", "precision=[fp32]", *measure, *FAST]) == 0
-    )
+    assert run(["export", f"root={root}", "study=precisions", "precision=[fp32]", *measure, *FAST]) == 0
     folder = Path(capsys.readouterr().out.strip().splitlines()[-1])
     measured = json.loads((folder / "metrics.json").read_text())["measured"]
     assert {key for key, figures in measured.items() if "predicted_ms" in figures} == {"onnx mixed"}
