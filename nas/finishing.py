@@ -241,6 +241,8 @@ class Finish:
     # -- report -----------------------------------------------------------------------------------------------------
 
     def _report(self, found: Found, rows: Sequence[ModelRow]) -> Report:
+        from nas.evaluation.aspects import lower_is_better
+
         bench, search = self.bench, self.search
         fitted = self.device.fitted if "latency_ms" in search.costs.names else None
         quality = bench.task.quality
@@ -261,6 +263,7 @@ class Finish:
             teacher=str(bench.config["model"]["path"]),
             task=f"{bench.task.kind}, {bench.task.samples.size('test')} texts that neither calibration nor search saw",
             quality=quality,
+            higher_is_better=not lower_is_better(quality, bench.task),
             device=dict(self.device.fingerprint),
             workload=bench.workload,
             teacher_subnet=bench.space.teacher,

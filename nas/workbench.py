@@ -100,7 +100,13 @@ class Workbench:
     def workload(self) -> Workload:
         """What one run on the device processes."""
         check_arguments(Workload, self.config["workload"])
-        return Workload(**self.config["workload"])
+        workload = Workload(**self.config["workload"])
+        if workload.phase != "encode" and self.task.kind != "causal_lm":
+            raise ValueError(
+                f"`workload.phase` must be encode for a {self.task.kind} task, but got {workload.phase!r}; "
+                "only causal language models have prompts and a KV cache."
+            )
+        return workload
 
     @cached_property
     def device(self) -> Device:
