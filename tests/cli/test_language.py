@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,13 @@ SIZES = ["task.block_size=16", "task.top_k=8", "task.data.train=32", "task.data.
 SIZES += ["task.data.validation=12", "task.data.test=14"]
 SPACE = ["space=width_rank", "space.choices.heads=[0.5,1.0]", "space.choices.ffn=[0.5,1.0]", "space.round_to.ffn=16"]
 SPACE += ["space.choices.rank_qkv=[0]", "space.per_block=[skip,ffn]"]
-QUICK = ["profile.num_subnets=12", "profile.held_out=4", "profile.protocol.max_seconds=0.1", "search.num_trials=8"]
+QUICK = [
+    "calibrate.batch_size=4",
+    "profile.num_subnets=12",
+    "profile.held_out=4",
+    "profile.protocol.max_seconds=0.1",
+    "search.num_trials=8",
+]
 QUICK += ["search.sensitivity_evaluations=12", "search.uniform_starts=2", "search.allocated_starts=3"]
 QUICK += ["finalists.count=1", "finalists.distil=1", "finalists.steps=3", "finalists.protocol.max_seconds=0.1"]
 LEARN = ["distiller=next_token", "training=language_model"]
@@ -68,6 +75,17 @@ def test_what_it_exported_generates_with_its_cache(searched: Path) -> None:
     mask = torch.ones(1, 3, dtype=torch.int64)
     expected = load_subnet(folder).generate(torch.from_numpy(prompt), attention_mask=mask, **options)
     assert np.array_equal(found, expected.numpy())
+
+
+def test_the_documentation_s_example_runs(
+    searched: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "causal-language-models.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    folder = next(path for path in (searched / "models").iterdir() if (path / "subnet.json").is_file())
+    monkeypatch.chdir(folder)
+    exec(compile(example, "example", "exec"), {})
+    assert len(capsys.readouterr().out.split()) == 3 + 20
 
 
 def test_export_and_evaluate(searched: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
