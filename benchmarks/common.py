@@ -81,6 +81,15 @@ def write(name: str, results: Sequence[Result], output: Path | None = None) -> P
     return path
 
 
+def merged(name: str, results: Sequence[Result], output: Path | None = None) -> list[Result]:
+    """Results of a run of some parts, and those that an earlier run wrote of the others."""
+    path = output or RESULTS / f"{name}.json"
+    earlier = [Result(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+    fresh = {result.claim: result for result in results}
+    kept = [fresh.pop(result.claim, result) for result in earlier]
+    return [*kept, *fresh.values()]
+
+
 def show(results: Iterable[Result]) -> None:
     """Print results as a table."""
     rows = [("claim", "value", "low", "high", "n", "anchor")]

@@ -201,11 +201,17 @@ def replay(engine: Engine, problem: Problem, evaluations: int) -> list[int]:
 
 
 def block(
-    problems: Mapping[int, Problem], column: str, mode: str, context: Mapping[str, Any], *, quick: bool
+    problems: Mapping[int, Problem],
+    column: str,
+    mode: str,
+    engines: Mapping[str, Plan],
+    context: Mapping[str, Any],
+    *,
+    quick: bool,
 ) -> list[common.Result]:
-    """Rows of all engines on one column."""
+    """Rows of these engines on one column."""
     results = []
-    for name, plan in plans(mode, column, quick=quick).items():
+    for name, plan in engines.items():
         started = time.perf_counter()
         chosen = {s: problems[s] for s in range(plan.seeds)}
         found = {s: replay(plan.make(problem, s), problem, plan.evaluations) for s, problem in chosen.items()}
@@ -230,13 +236,20 @@ def block(
 
 
 def main() -> int:
-    options = common.parser(__doc__ or "").parse_args()
+    arguments = common.parser(__doc__ or "")
+    arguments.add_argument(
+        "--engines",
+        nargs="*",
+        metavar="NAME",
+        help="run these alone, and replace their rows in what was written before",
+    )
+    options = arguments.parse_args()
     warnings.simplefilter("ignore")  # Samplers of Optuna that are marked experimental.
     tables = sorted((options.data / "hwgpt").glob("table_*.csv.gz")) if options.data else []
     if not tables:
         print("skipped: --data DIR must hold hwgpt/table_*.csv.gz of HW-GPT-Bench")
         return 0
-    results = overhead(quick=options.quick)
+    results = overhead(quick=options.quick) if not options.engines or "overhead" in options.engines else []
     common.show(results)
     for path in tables:
         table = SearchTable.read(path)
@@ -244,9 +257,17 @@ def main() -> int:
         for column in table.latencies:
             problems = {seed: Problem.make(table, column, seed) for seed in range(1 if options.quick else 10)}
             for mode in ("pool", "snap"):
-                results += block(problems, column, mode, context, quick=options.quick)
+                wanted = {
+                    name: plan
+                    for name, plan in plans(mode, column, quick=options.quick).items()
+                    if not options.engines or name in options.engines
+                }
+                results += block(problems, column, mode, wanted, context, quick=options.quick)
+    name = "search_engines_quick" if options.quick else "search_engines"
+    if options.engines:
+        results = common.merged(name, results, options.output)
     common.show(results)
-    print(common.write("search_engines_quick" if options.quick else "search_engines", results, options.output))
+    print(common.write(name, results, options.output))
     return 0
 
 

@@ -25,6 +25,9 @@ from common import Result
 def main() -> int:
     arguments = common.parser(__doc__)
     arguments.add_argument("--root", type=Path, default=common.ROOT / "runs", help="folder of the study")
+    arguments.add_argument(
+        "--seconds", type=float, help="figures of a run that `make demo` did in so many seconds; nothing is searched"
+    )
     options = arguments.parse_args()
     data = options.data or common.ASSETS
     if not (data / "minilm").is_dir() or not (data / "movie.csv").is_file():
@@ -35,12 +38,15 @@ def main() -> int:
     quick = ["search.num_trials=12", "study=quickstart-quick", "finalists.steps=10"] if options.quick else []
     paths = [f"model.path={data / 'minilm'}", f"task.data.path={data / 'movie.csv'}"]
     started = time.perf_counter()
-    if code := run(["search", "experiment=quickstart", "profile.held_out=30", f"root={options.root}", *paths, *quick]):
+    if options.seconds is None and (
+        code := run(["search", "experiment=quickstart", "profile.held_out=30", f"root={options.root}", *paths, *quick])
+    ):
         return code
-    seconds = time.perf_counter() - started
+    seconds = options.seconds or time.perf_counter() - started
     study = "quickstart-quick" if options.quick else "quickstart"
     rows = figures(options.root / study, seconds) + overhead()
     common.show(rows)
+    print(table(options.root / study))
     print(common.write("spine_quick" if options.quick else "spine", rows, options.output))
     return 0
 
@@ -83,6 +89,29 @@ def figures(directory: Path, seconds: float) -> list[Result]:
             )
         )
     return rows
+
+
+def table(directory: Path) -> str:
+    """The study's models as the README shows them."""
+    from nas.reports.data import Report
+
+    report = Report.load(directory / "report.json")
+    names = ["model", "precision", "parameters", "predicted ms", "measured ms p50 [min, p90]", "vs fp32 teacher"]
+    names += ["vs int8 teacher", "cosine", "recall@10", "Spearman"]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for row in report.models:
+        predicted, measured = row.predicted_ms, row.measured
+        cells = [
+            row.name.replace("-distilled", " (60 steps of distillation)"),
+            row.precision,
+            f"{row.parameters / 1e6:.1f} M",
+            f"{predicted.value:.3g} [{predicted.low:.3g}, {predicted.high:.3g}]" if predicted else "-",
+            f"{measured.p50_ms:.3g} [{measured.min_ms:.3g}, {measured.p90_ms:.3g}]" if measured else "-",
+            *(f"{ratio.value:.2f}x" if ratio else "-" for ratio in (row.speedup_fp32, row.speedup_int8)),
+            *(f"{row.metrics[name]:.3f}".removeprefix("0") for name in ("cosine", "recall", "spearman")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def overhead(trials: int = 60) -> list[Result]:

@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
+# A line of a page that is replaced by measured rows: {results NAME: start of their claims}
+_RESULTS = re.compile(r"^\{results (\w+): (.*)\}$", re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the page of all options, made of the YAML files as they are."""
     files.append(File.generated(config, "reference/configuration.md", content=configuration()))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Page | MkDocsConfig | Files) -> str:
+    """Put measured rows where a page asks for them."""
+    return _RESULTS.sub(lambda found: results(found[1], found[2].split(" | ")), markdown)
+
+
+def results(name: str, starts: Sequence[str]) -> str:
+    """Rows of ``benchmarks/results/NAME.json`` whose claims begin so, as a table.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It has no such row.
+    """
+    rows = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    found = [row for row in rows if row["claim"].startswith(tuple(starts))]
+    if not found:
+        raise ValueError(f"benchmarks/results/{name}.json: has no claim that begins with {' or '.join(starts)}.")
+    lines = ["| measured | value | range | n |", "|---|---|---|---|"]
+    for row in found:
+        spread = "" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g}"
+        lines.append(f"| {row['claim']} | {row['value']:.4g} {row['unit']} | {spread} | {row['n']} |")
+    return "\n".join(lines)
 
 
 def configuration() -> str:

@@ -105,7 +105,7 @@ def median_interval(values: Sequence[float], confidence: float) -> tuple[float, 
     # Probability that fewer than `depth` of `count` values lie below the median, summed from the outside.
     tail, depth = 0.0, 0
     while depth < count // 2 + 1:
-        tail += math.comb(count, depth) / 2.0**count
+        tail += math.comb(count, depth) / 2**count
         if 2 * tail > 1 - confidence:
             break
         depth += 1

@@ -115,9 +115,11 @@ def _run_hydra(command: str, overrides: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Hydra's parser takes overrides in one piece only; people write -m where they think of it.
     multirun = [text for text in overrides if text in ("-m", "--multirun")]
-    sys.argv = [f"nas {command}", *multirun, *(text for text in overrides if text not in multirun)]
+    others = [text for text in overrides if text not in multirun]
+    # Otherwise Hydra names the job, and so its folder, after the file in which the task function is written.
+    sys.argv = [f"nas {command}", *multirun, f"hydra.job.name={command}", *others]
     failures: list[Exception] = []
-    swept = swept_keys(overrides) if multirun else None
+    swept = swept_keys([text for text in others if not text.startswith("-")]) if multirun else None
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(
         _task_function(command, failures, os.getpid(), swept)
     )()
@@ -152,7 +154,6 @@ def _task_function(
             failures.append(error)
             return None
 
-    # Hydra names the job after the file in which the function is written.
     return task_function
 
 

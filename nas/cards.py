@@ -280,7 +280,8 @@ def write_below(cards: Sequence[ReportCard], root: Path) -> list[Path]:
 
 
 def study_cards(bench: Workbench, directory: Path) -> list[ReportCard]:
-    """Judge and measure the teacher and every exported model of a study, fp32 and int8, and write the cards there."""
+    """Judge and measure the teacher and every exported model of a study, in fp32 and quantised, and write the cards."""
+    from nas.export.artefacts import MIXED
     from search_spaces.checkpoint import SUBNET_FILE
 
     settings = {"split": "test", "measure": True, "memory": True, "protocol": bench.config["finalists"]["protocol"]}
@@ -288,8 +289,8 @@ def study_cards(bench: Workbench, directory: Path) -> list[ReportCard]:
     subjects = [judging.teacher]
     for folder in sorted(path.parent for path in (directory / "models").glob(f"*/{SUBNET_FILE}")):
         subjects.append(judging.subject(str(folder)))
-        if (graph := folder / "model_int8.onnx").is_file():
-            subjects.append(judging.subject(str(graph)))
+        graphs = (folder / f"model_{precision}.onnx" for precision in ("int8", MIXED))
+        subjects += [judging.subject(str(graph)) for graph in graphs if graph.is_file()]
     with bench.stage("report cards"):
         cards = judging.cards(subjects)
     write_below(cards, directory / "cards")

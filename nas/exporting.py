@@ -47,15 +47,17 @@ class Export:
         """
         from latency_models.profiler import Profiler
         from nas.engine.candidates import pick
-        from nas.export.artefacts import chosen
+        from nas.export.artefacts import Blocks, chosen
         from nas.export.export import export_candidate
 
         config, bench = self.bench.config, self.bench
-        artefacts = chosen(config["format"], config["precision"])
+        _ = chosen(config["format"], config["precision"])  # What is wrong with them is told at once.
         check_arguments(Profiler, self.settings["protocol"])
         candidate = pick(
             self.stages.stored().front, self.stages.objectives, config["pick"], dict(config["under"] or {}) or None
         )
+        blocks = Blocks.of(bench.space.shape, candidate.subnet)
+        artefacts = chosen(config["format"], config["precision"], blocks)
         name = f"{config['study']}-{config['pick']}"
         directory = Path(config["directory"] or self.stages.directory / "models" / name)
         model = self._model(candidate, name)
@@ -160,6 +162,7 @@ class Export:
         self, candidate: Candidate, model: nn.Module, artefacts: Sequence[Artefact], folder: Path
     ) -> dict[str, dict[str, Any]]:
         """Figures of every artefact and of the teacher's, and what was predicted beside them."""
+        from nas.export.artefacts import MIXED
         from nas.export.measure import measure, subjects_of
 
         bench = self.bench
@@ -177,9 +180,10 @@ class Export:
                 seed=bench.seed,
                 progress=bar,
             )
-        predicted = candidate.predicted.get("latency_ms")
+        predicted, mixed = candidate.predicted.get("latency_ms"), candidate.subnet != candidate.subnet.plain
+        searched = (bench.device.backend, MIXED if mixed else bench.device.precision)
         for row in artefacts:
-            if predicted and (row.backend, row.precision) == (bench.device.backend, bench.device.precision):
+            if predicted and (row.backend, row.precision) == searched:
                 found[row.key]["predicted_ms"] = dict(zip(("value", "low", "high"), predicted, strict=True))
         return found
 
@@ -202,13 +206,14 @@ class Export:
 
     def _teachers(self, artefacts: Sequence[Artefact]) -> list[Subject]:
         """The teacher in the same files, kept in the study's folder; its fp32 graph always."""
-        from nas.export.artefacts import ARTEFACTS, write_artefact
+        from nas.export.artefacts import ARTEFACTS, MIXED, write_artefact
         from nas.export.export import calibration_inputs, deployed_graph
         from nas.export.measure import subjects_of
 
         bench, folder = self.bench, self.stages.directory / "models" / "teacher"
         folder.mkdir(parents=True, exist_ok=True)
-        wanted = list(dict.fromkeys([ARTEFACTS["onnx fp32"], *artefacts]))
+        same = [row for row in artefacts if row.precision != MIXED]  # A teacher's blocks have no precisions.
+        wanted = list(dict.fromkeys([ARTEFACTS["onnx fp32"], *same]))
         missing = [row for row in wanted if not (folder / row.file).is_file()]
         if missing:
             bench.say("Exporting the teacher, to be measured beside ...")

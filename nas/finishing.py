@@ -5,15 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.engine.candidates import Candidate, shown
+from nas.export.artefacts import MIXED
+from nas.reporting import make_report
 from nas.reports.data import (
-    ExploredTrial,
     Interval,
-    LoadCommand,
     MeasuredLatency,
     ModelRow,
     Report,
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from latency_models.measurement import Measurement
 
 PRECISIONS = ("fp32", "int8")
+_SAME_PACE = 0.03
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Finish:
                 members.append(self._member(index, candidate, distilled=candidate.number in distilled))
                 bar.advance(text=members[-1].name)
         rows = self._measure(members)
-        return self._report(found, rows)
+        return make_report(self.search, found, rows)
 
     def _distilled(self, chosen: Sequence[Candidate]) -> set[int]:
         """Numbers of the members that are distilled: the fastest ones but the very fastest where there are more."""
@@ -152,18 +152,20 @@ class Finish:
     def _described(
         self, name: str, role: str, subnet: SubnetConfig, directory: Path, predicted: Interval | None, model: Any
     ) -> Member:
-        """Quality on texts that neither calibration nor search saw, of the model and of its int8 graph."""
+        """Quality on texts that neither calibration nor search saw, of the model and of its quantised graphs."""
         from nas.evaluation.evaluate import evaluate_model, evaluate_run, onnx_run
         from nas.export.verify import GRAPHS
 
-        bench, graphs = self.bench, {precision: directory / GRAPHS[precision] for precision in PRECISIONS}
-        evaluator = bench.evaluator
+        bench = self.bench
+        mixed = subnet != subnet.plain and bench.device.backend == "onnxruntime"
+        graphs = {name: directory / GRAPHS[name] for name in (*PRECISIONS, *([MIXED] if mixed else []))}
+        teacher, threads = bench.evaluator.teacher, bench.device.threads
         # In fp32, as exported: a search may compare candidates in whatever precision is fastest.
-        metrics = {"fp32": evaluate_model(model, bench.task, evaluator.teacher, "test")}
-        threads = bench.device.threads
-        run = onnx_run(str(graphs["int8"]), bench.task, threads)
-        # Dynamic quantisation scales activations over the whole batch, so it is judged one text at a time, as deployed.
-        metrics["int8"] = evaluate_run(run, bench.task, evaluator.teacher, "test", batch_size=1)
+        metrics = {"fp32": evaluate_model(model, bench.task, teacher, "test")}
+        for precision in (name for name in graphs if name != "fp32"):
+            run = onnx_run(str(graphs[precision]), bench.task, threads)
+            # Dynamic quantisation scales activations over the whole batch, so it is judged text by text, as deployed.
+            metrics[precision] = evaluate_run(run, bench.task, teacher, "test", batch_size=1)
         return Member(name, role, subnet, directory, graphs, predicted, metrics)
 
     # -- latency ----------------------------------------------------------------------------------------------------
@@ -173,24 +175,40 @@ class Finish:
         from latency_models.profiler import Profiler
 
         bench, teacher = self.bench, members[0]
-        keys = [(member, precision) for member in members for precision in PRECISIONS]
+        keys = [(member, precision) for member in members for precision in member.graphs]
         if bench.device.transport != "local":
             return self._measured_elsewhere(keys, teacher)
         profiler = Profiler(**self.settings["protocol"], seed=bench.seed)
         found: dict[tuple[str, str], Measurement] = {}
-        against_int8: dict[str, Measurement] = {}
-        with bench.stage("measure finalists"), bench.progress("Measuring", len(keys) + len(members)) as bar:
+        against_int8: dict[tuple[str, str], Measurement] = {}
+        quantised = [(member, precision) for member, precision in keys if precision != "fp32"]
+        with bench.stage("measure finalists"), bench.progress("Measuring", len(keys) + len(quantised)) as bar:
             every = [((m.name, p), self._job(m, p)) for m, p in keys]
             for key, measurement in profiler.measure(every, self._job(teacher, "fp32")):
                 if key not in found:
                     bar.advance(text=f"{key[0]} {key[1]}")
                 found[key] = measurement
-            quantised = [(m.name, self._job(m, "int8")) for m in members]
-            for name, measurement in profiler.measure(quantised, self._job(teacher, "int8")):
-                if name not in against_int8:
-                    bar.advance(text=f"{name} against the int8 teacher")
-                against_int8[name] = measurement
-        return [self._row(m, p, found[m.name, p], against_int8.get(m.name) if p == "int8" else None) for m, p in keys]
+            every = [((m.name, p), self._job(m, p)) for m, p in quantised]
+            for key, measurement in profiler.measure(every, self._job(teacher, "int8")):
+                if key not in against_int8:
+                    bar.advance(text=f"{key[0]} {key[1]} against the int8 teacher")
+                against_int8[key] = measurement
+        if (own := (teacher.name, bench.device.precision)) in found and not self.device.takes_module:
+            self._note_pace(found[own].p50)
+        return [self._row(m, p, found[m.name, p], against_int8.get((m.name, p))) for m, p in keys]
+
+    def _note_pace(self, teacher_ms: float) -> None:
+        """Tell where the machine runs at another pace than when it was profiled: predictions are of that time."""
+        if "latency_ms" not in self.search.costs.names or not (level := self.device.profile.reference_level):
+            return
+        ratio = teacher_ms / level
+        if abs(ratio - 1) > _SAME_PACE:
+            self.bench.notes.append(
+                f"While the finalists were measured, the machine ran {abs(ratio - 1):.0%} "
+                f"{'slower' if ratio > 1 else 'faster'} than while it was profiled (the teacher took {teacher_ms:.3g} "
+                f"ms, not {level:.3g}). Predicted latencies are of that time; speed-ups hold, as they are paired."
+            )
+            self.bench.say(self.bench.notes[-1])
 
     def _job(self, member: Member, precision: str) -> Callable[[], Any]:
         """What compiles a member's graph for the device in a precision.
@@ -220,8 +238,9 @@ class Finish:
 
     def _row(self, member: Member, precision: str, measured: Measurement | None, int8: Measurement | None) -> ModelRow:
         costs = cost(self.bench.space.shape, member.subnet, self.bench.workload)
-        # The prediction is of the device's own precision.
-        predicted = member.predicted if precision == self.bench.device.precision else None
+        # The prediction is of what was searched: blocks in their own precisions, or the device's.
+        searched = MIXED if MIXED in member.graphs else self.bench.device.precision
+        predicted = member.predicted if precision == searched else None
         return ModelRow(
             name=member.name,
             role=member.role,
@@ -236,50 +255,6 @@ class Finish:
             speedup_int8=None if int8 is None else _speedup(int8, self.bench.seed),
             size_mb=member.graphs[precision].stat().st_size / 1e6,
             directory=str(member.directory),
-        )
-
-    # -- report -----------------------------------------------------------------------------------------------------
-
-    def _report(self, found: Found, rows: Sequence[ModelRow]) -> Report:
-        from nas.evaluation.aspects import lower_is_better
-
-        bench, search = self.bench, self.search
-        fitted = self.device.fitted if "latency_ms" in search.costs.names else None
-        quality = bench.task.quality
-        limit = next((limit.bound for limit in search.limits if limit.name == "latency_ms"), None)
-        explored = tuple(
-            ExploredTrial(c.number_of("latency_ms"), c.number_of(quality), c.feasible)
-            for c in found.candidates
-            if "latency_ms" in c.predicted and quality in c.metrics
-        )
-        best = next((row for row in rows if row.role == "front"), rows[0])
-        load = (
-            f'python -c "from search_spaces.checkpoint import load_subnet; from pathlib import Path; '
-            f"print(load_subnet(Path('{best.directory}')))\""
-        )
-        return Report(
-            study=str(bench.config["study"]),
-            created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            teacher=str(bench.config["model"]["path"]),
-            task=f"{bench.task.kind}, {bench.task.samples.size('test')} texts that neither calibration nor search saw",
-            quality=quality,
-            higher_is_better=not lower_is_better(quality, bench.task),
-            device=dict(self.device.fingerprint),
-            workload=bench.workload,
-            teacher_subnet=bench.space.teacher,
-            budget_ms=limit,
-            confidence=search.objectives.confidence,
-            models=tuple(rows),
-            explored=explored,
-            checks=fitted.checks if fitted else (),
-            scorecard=fitted.scores if fitted else (),
-            sensitivity=search.sensitivity_table(),
-            stages=tuple(bench.timings),
-            commands=(
-                LoadCommand("Load a found model in Python", load),
-                LoadCommand("Export the best compromise again", f"nas export study={bench.config['study']} pick=knee"),
-            ),
-            notes=tuple(bench.notes),
         )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nas.config import build
 from nas.engine.candidates import Candidate, candidates_of, pareto_front, pick, shown
+from nas.engine.costs import ANALYTIC
 from nas.engine.errors import InfeasibleError
 from nas.engine.limits import Objectives
 from nas.engine.pareto import check_pick
@@ -115,12 +116,13 @@ def front_table(
 ) -> Table:
     """Members of a front with predicted and, for finalists, measured values; picks by name."""
     from rich.table import Table
+    from rich.text import Text  # Brackets in plain strings would be taken for markup.
 
     picks: dict[int, list[str]] = {}
     for name in PICKS:
         picks.setdefault(pick(front, objectives, name).number, []).append(name)
     names = [name for name in objectives.goals if name not in front[0].predicted]
-    costs = [name for name in front[0].predicted if name not in ("parameters", "macs")]
+    costs = [name for name in front[0].predicted if name not in ANALYTIC]
     precisions = sorted({precision for row in measured.values() for precision in row})
     distilled = any(member.steps for member in members)
     headings = [
@@ -135,7 +137,7 @@ def front_table(
     ]
     table = Table(title=f"Pareto front of {study}: {len(members)} of {len(front)} members")
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("trial", "pick") else "right")
+        table.add_column(Text(heading), justify="left" if heading in ("trial", "pick") else "right")
     for member in members:
         took = measured.get(member.subnet, {})
         table.add_row(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nas.engine.search import Search
     from nas.engine.sensitivity import Sensitivity
     from nas.engine.study import WarmStarts
+    from search_spaces.space import SearchSpace
     from search_spaces.subnet import SubnetConfig
 
 
@@ -80,6 +81,18 @@ class SearchBench:
                 predictors[name] = self.device.fit(name).predictor
         return SubnetCosts(self.bench.space, self.bench.workload, predictors, self.objectives.confidence)
 
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The choices, without precisions that cost the same on the device as a more exact one."""
+        from nas.engine.folding import fold_precisions
+
+        found, folded = fold_precisions(
+            self.bench.space, self.costs, {*self.objectives.goals, *self.objectives.constraints}
+        )
+        for precision, exact in folded.items():
+            self.bench.say(f"Blocks of {precision} cost no less than those of {exact} here: folded into one choice.")
+        return found
+
     def _check_metered(self, name: str) -> None:
         meters = list(self.bench.config["profile"]["meters"])
         if name not in meters:
@@ -102,7 +115,7 @@ class SearchBench:
             lambda: self.bench.evaluator.evaluate(self.bench.space.teacher),
             lambda name: lower_is_better(name, self.bench.task),
         )
-        check_feasible(self.bench.space, self.costs, limits, self.bench.seed)
+        check_feasible(self.space, self.costs, limits, self.bench.seed)
         return limits
 
     @cached_property
@@ -136,10 +149,10 @@ class SearchBench:
             self.cache.put(subnet, steps, metrics)
             return metrics
 
-        total = count_evaluations(bench.space, limit)
+        total = count_evaluations(self.space, limit)
         with bench.stage("sensitivity"), bench.progress("Sensitivity", total) as bar:
             found = measure_sensitivity(
-                bench.space,
+                self.space,
                 cached,
                 bench.task.quality,
                 maximize=not lower_is_better(bench.task.quality, bench.task),
@@ -158,11 +171,11 @@ class SearchBench:
         cost = "latency_ms" if "latency_ms" in self.costs.names else "macs"
         sensitivity = self.sensitivity if self.settings["sensitivity_evaluations"] else None
         return warm_starts(
-            self.bench.space,
+            self.space,
             self.costs,
             sensitivity=sensitivity,
             cost=cost,
-            feasible=Feasible(self.bench.space, self.costs, self.limits),
+            feasible=Feasible(self.space, self.costs, self.limits),
             uniform=int(self.settings["uniform_starts"]),
             allocated=int(self.settings["allocated_starts"]),
         )
@@ -220,8 +233,8 @@ class SearchBench:
         return Search(
             self.directory,
             bench.config["study"],
-            Objective(bench.space, self.costs, self.evaluate, self.objectives, self.limits, self.cache),
-            bind(sampler, bench.space, self.costs, self.limits, self.objectives, seed=bench.seed),
+            Objective(self.space, self.costs, self.evaluate, self.objectives, self.limits, self.cache),
+            bind(sampler, self.space, self.costs, self.limits, self.objectives, seed=bench.seed),
             int(settings["num_trials"]),
             storage=build(bench.config["storage"]),
             warm_start=warm_start,
@@ -231,6 +244,7 @@ class SearchBench:
                 "device": bench.device.to_dict(),
                 "workload": bench.workload.to_dict(),
                 "rungs": list(settings["rungs"]),
+                **({} if bench.judged_precision == "fp32" else {"judged in": bench.judged_precision}),
             },
             on_change=settings["on_change"],
             fidelities=Fidelities(tuple(settings["rungs"]), int(settings["reduction_factor"]), pruner),
@@ -266,8 +280,8 @@ class SearchBench:
         if not self.settings["sensitivity_evaluations"]:
             return None
         rows: dict[str, list[float]] = {}
-        blocks = self.bench.space.shape.num_blocks
-        for dimension, losses in zip(self.bench.space.dimensions, self.sensitivity.losses, strict=True):
+        blocks = self.space.shape.num_blocks
+        for dimension, losses in zip(self.space.dimensions, self.sensitivity.losses, strict=True):
             for choice, loss in zip(dimension.choices, losses, strict=True):
                 name = "skipped" if choice is True else f"{dimension.name} {choice}"
                 if choice is False or dimension.block is None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from nas.tasks.task import Task
     from search_spaces.library import Library
     from search_spaces.space import SearchSpace
-    from search_spaces.subnet import SubnetConfig
+    from search_spaces.subnet import Precision, SubnetConfig
     from search_spaces.supernet import Supernet
 
 
@@ -99,12 +99,21 @@ class Workbench:
     @cached_property
     def workload(self) -> Workload:
         """What one run on the device processes."""
+        from search_spaces.families import most_positions
+
         check_arguments(Workload, self.config["workload"])
         workload = Workload(**self.config["workload"])
         if workload.phase != "encode" and self.task.kind != "causal_lm":
             raise ValueError(
                 f"`workload.phase` must be encode for a {self.task.kind} task, but got {workload.phase!r}; "
                 "only causal language models have prompts and a KV cache."
+            )
+        tokens = workload.sequence_length + (workload.phase == "decode")
+        most = most_positions(self.teacher)
+        if most is not None and tokens > most:
+            raise ValueError(
+                f"`workload.sequence_length` must be at most {most - (workload.phase == 'decode')}, because the model "
+                f"has {most} position embeddings, but got {workload.sequence_length}."
             )
         return workload
 
@@ -120,24 +129,36 @@ class Workbench:
 
     @cached_property
     def space(self) -> SearchSpace:
-        """The choices, resolved against the teacher."""
+        """The choices, resolved against the teacher; of precisions, those that are different ones on the device.
+
+        Raises:
+            ValueError: A choice does not fit the teacher, or the device.
+        """
+        from latency_models.precisions import for_device
         from search_spaces.families import ModelShape
         from search_spaces.space import SearchSpace
 
         options = dict(self.config["space"])
         check_arguments(SearchSpace.from_choices, {"shape": None, **options})
         options["overrides"] = {int(key): value for key, value in (options.get("overrides") or {}).items()}
-        return SearchSpace.from_choices(ModelShape.from_model(self.teacher), **options)
+        space = SearchSpace.from_choices(ModelShape.from_model(self.teacher), **options)
+        found = for_device(space, self.device) if self.config.get("device") else space
+        if found != space:
+            precision = self.device.precision
+            self.say(
+                f"{self.device.name} runs whole models in {precision}: blocks' fp32 and {precision} are one choice."
+            )
+        return found
 
     @property
     def library_path(self) -> Path:
-        """Where the calibration library lies, by teacher, data, space and settings."""
+        """Where the calibration library lies, by teacher, data, sizes and settings: precisions take none of it."""
         settings = self.config["calibrate"]
         parts = [
             "library",
             self.teacher_hash,
             self.task.samples.fingerprint("calibration"),
-            self.space.fingerprint,
+            self.space.without("precision").fingerprint,
             settings["importance"],
         ]
         return self.cache / "libraries" / f"{content_key(parts)}.safetensors"
@@ -188,7 +209,7 @@ class Workbench:
         from search_spaces.recalibrate import recalibrate
 
         model = self.supernet.extract(subnet)
-        if self.config["finalists"]["recalibrate"] and subnet != self.space.largest:
+        if self.config["finalists"]["recalibrate"] and subnet.plain != self.space.teacher:
             batches = self.task.batches("calibration", self.config["calibrate"]["batch_size"])
             with self.progress("Recalibrating", subnet.depth) as bar:
                 recalibrate(model, self.teacher, subnet.kept, batches, on_block=lambda _: bar.advance())
@@ -206,13 +227,35 @@ class Workbench:
         training = build(self.config["training"])
         distiller.check(self.task)
         teacher = TeacherOutputs(self.task, distiller.needs, str(self.cache), model=self.teacher)
-        evaluator = Evaluator(self.supernet, self.task, distiller, training, teacher, extras=self.extras)
+        evaluator = Evaluator(
+            self.supernet,
+            self.task,
+            distiller,
+            training,
+            teacher,
+            extras=self.extras,
+            device_precision=self.judged_precision,
+        )
         with self.stage("teacher outputs"):
             batches = sum(len(self.task.samples.order(split, teacher.batch_size)) for split in ("validation", "test"))
             with self.progress("Teacher outputs", batches) as bar:
                 for split in ("validation", "test"):
                     teacher.arrays(split, bar)
         return evaluator
+
+    @property
+    def judged_precision(self) -> Precision:
+        """The precision in which subnets are judged, beside that of single blocks: ``search.judge_in``.
+
+        Raises:
+            ValueError: The option is unknown.
+        """
+        from latency_models.precisions import judged_precision
+
+        wanted = self.config.get("search", {}).get("judge_in", "device")
+        if wanted not in ("device", "fp32"):
+            raise ValueError(f"`search.judge_in` must be device or fp32, but got {wanted!r}.")
+        return judged_precision(self.device) if wanted == "device" and self.config.get("device") else "fp32"
 
     @cached_property
     def extras(self) -> NamedMetrics | None:
@@ -229,6 +272,10 @@ class Workbench:
     def evaluation_context(self) -> dict[str, Any]:
         """Everything that an evaluation's result depends on beside the subnet and the steps."""
         extras = {"metrics": self.extras.names, "evaluation": self.config["evaluation"]} if self.extras else {}
+        quantized = any(dimension.name == "precision" for dimension in self.space.dimensions)
+        if quantized or self.judged_precision != "fp32":
+            # Evaluations of blocks that were not quantised yet must not be taken for those of blocks that are.
+            extras["simulated"] = self.judged_precision
         return {
             **extras,
             "teacher": self.teacher_hash,

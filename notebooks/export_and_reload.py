@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -28,8 +33,8 @@ print(*sorted(path.name for path in folder.iterdir()), sep="\n")
 # %% [markdown]
 # ## As a plain `transformers` model
 #
-# `from_pretrained` cannot rebuild blocks of different widths, so one function reads the folder. It runs no code from it, and
-# what it returns is made of `transformers`' own modules.
+# Where hwnas is not installed, `AutoModel.from_pretrained(folder, trust_remote_code=True)` does it, by a small file in the
+# folder. Who would rather run no code from a folder takes this function; what it returns is made of `transformers`' own modules.
 
 # %%
 from transformers import AutoTokenizer

@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from search_spaces.modeling_subnet import Constant
+from search_spaces.quantized import Padding, QuantizedMatrix, QuantizedProjection
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,13 @@ class LinearWeights:
     def out_features(self) -> int:
         """Width of the output."""
         return self.weight.shape[0]
+
+    def quantized(self, precision: str, padding: Padding) -> QuantizedProjection | None:
+        """The variant as it computes at a precision of `search_spaces.quantized`; None where it has no inputs."""
+        if not self.in_features:
+            return None
+        down = None if self.down is None else QuantizedMatrix.of(self.down, precision)
+        return QuantizedProjection(QuantizedMatrix.of(self.weight, precision), down, padding)
 
     def module(self, *, transposed: bool = False) -> nn.Module:
         """A plain module with its own copy of the tensors: one ``nn.Linear``, or two in an ``nn.Sequential``.
@@ -85,21 +93,25 @@ class ElasticLinear(nn.Module):
     def __init__(self, weights: LinearWeights, *, transposed: bool = False) -> None:
         super().__init__()
         self.active = weights
+        self.quantized: QuantizedProjection | None = None
         self._transposed = transposed
 
     def plain(self) -> nn.Module:
         """The active variant as the module that the teacher would have in its place."""
         return self.active.module(transposed=self._transposed)
 
-    def activate(self, weights: LinearWeights) -> None:
-        """Make a variant the one that `forward` runs."""
+    def activate(self, weights: LinearWeights, quantized: QuantizedProjection | None = None) -> None:
+        """Make a variant the one that `forward` runs, as it is or quantised."""
         self.active = weights
+        self.quantized = quantized
 
     def forward(self, inputs: Tensor) -> Tensor:
         """``(..., in)`` to ``(..., out)``."""
         active = self.active
         if not active.in_features:
             return inputs.new_zeros(()) if active.bias is None else active.bias
+        if self.quantized is not None:
+            return self.quantized(inputs, active.bias)
         if active.down is not None:
             inputs = functional.linear(inputs, active.down)
         return functional.linear(inputs, active.weight, active.bias)

@@ -161,8 +161,8 @@ class SearchSpace:
         return self.decode(np.zeros((1, len(self.dimensions)), dtype=np.int64))[0]
 
     def uniform(self) -> list[SubnetConfig]:
-        """Subnets with the same choices in every block and nothing skipped, for all combinations of heads and FFN."""
-        names = [n for n in ("heads", "ffn") if any(d.name == n for d in self.dimensions)]
+        """Subnets with the same heads, FFN and precision in every block and nothing skipped, for all combinations."""
+        names = [n for n in ("heads", "ffn", "precision") if any(d.name == n for d in self.dimensions)]
         depth = {n: max(len(d.choices) for d in self.dimensions if d.name == n) for n in names}
         subnets: dict[SubnetConfig, None] = {}
         for levels in product(*(range(depth[n]) for n in names)):
@@ -215,6 +215,10 @@ class SearchSpace:
         for dimension in self.dimensions:
             total *= len(dimension.choices)
         return total
+
+    def without(self, name: str) -> SearchSpace:
+        """The space in which a dimension does not vary."""
+        return replace(self, dimensions=tuple(d for d in self.dimensions if d.name != name))
 
     def canonical(self, subnet: SubnetConfig) -> SubnetConfig:
         """The one form of an architecture: skipped blocks carry no choices, ranks that save nothing are dense."""

@@ -96,6 +96,18 @@ class SubnetConfig:
         """Indices, in the teacher, of the blocks that are left."""
         return tuple(index for index, block in enumerate(self.blocks) if not block.skipped)
 
+    @property
+    def plain(self) -> SubnetConfig:
+        """The same sizes with every block in fp32."""
+        return replace(self, blocks=tuple(replace(block, precision="fp32") for block in self.blocks))
+
+    def on_device(self, precision: Precision) -> SubnetConfig:
+        """What runs on a device that brings models to a precision: blocks of fp32, which is no own choice, have it."""
+        own = tuple(
+            replace(b, precision=precision) if b.precision == "fp32" and not b.skipped else b for b in self.blocks
+        )
+        return replace(self, blocks=own)
+
     def with_block(self, index: int, block: BlockConfig) -> SubnetConfig:
         """The same architecture with one block replaced."""
         return replace(self, blocks=(*self.blocks[:index], block, *self.blocks[index + 1 :]))

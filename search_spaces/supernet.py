@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from search_spaces.canonical import canonical
@@ -14,6 +15,7 @@ from search_spaces.elastic import ElasticLinear, LinearWeights
 from search_spaces.families import ModelFamily, ModelShape, blocks_of, blocks_path, family_of, projection_weights
 from search_spaces.layout import ProjectionLayout, layouts, prefixes
 from search_spaces.library import Library
+from search_spaces.quantized import SIMULATED, Padding, QuantizedProjection
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import BlockConfig, SubnetConfig
 from search_spaces.surgery import Sublayers, keep_blocks, set_remembered
@@ -22,7 +24,9 @@ from search_spaces.surgery import Sublayers, keep_blocks, set_remembered
 class Supernet(nn.Module):
     """A teacher whose projections are elastic, and the library of their variants.
 
-    The largest subnet runs the teacher's own tensors, so it *is* the teacher, bit for bit.
+    The largest subnet runs the teacher's own tensors, so it *is* the teacher, bit for bit. Blocks of int8 and int4
+    run as ONNX Runtime's quantised graphs compute (`search_spaces.quantized`), every sequence of a batch by itself;
+    that is for judging, and has no gradients.
 
     Args:
         model: The teacher. It is taken over: its projections are replaced in place.
@@ -41,6 +45,9 @@ class Supernet(nn.Module):
         self.space = space
         self.family: ModelFamily = family_of(model)
         self._tensors: Mapping[str, Tensor] = library.tensors
+        self._quantized: dict[tuple[Any, ...], QuantizedProjection | None] = {}
+        self._padding = Padding()
+        self._watched: RemovableHandle | None = None
         self._blocks: list[nn.Module] = list(blocks_of(model))
         self._path = blocks_path(model)
         self._layer_types: list[str] | None = getattr(model.config, "layer_types", None)
@@ -72,6 +79,7 @@ class Supernet(nn.Module):
     def use(self, library: Library) -> None:
         """Take another library of the same space, such as a trained one; the active subnet is activated anew."""
         self._tensors = library.tensors
+        self._quantized.clear()
         self.activate(self.active)
 
     def forward(self, **inputs: Any) -> Any:
@@ -87,20 +95,23 @@ class Supernet(nn.Module):
         subnet = self._checked(subnet)
         variants = [self.variant(index, subnet.blocks[index]) for index in subnet.kept]
         for index, weights in zip(subnet.kept, variants, strict=True):
+            quantized = self._quantized_variant(index, subnet.blocks[index], weights)
             for path, active in weights.items():
-                self._leaves[index][path].activate(active)
+                self._leaves[index][path].activate(active, quantized.get(path))
             self._sublayers[index].arrange(subnet.blocks[index])
             set_remembered(self._blocks[index], self.family, self.shape, subnet.blocks[index])
         keep_blocks(self.model, self._blocks, subnet.kept, self._layer_types)
+        self._watch_padding(on=any(block.precision in SIMULATED for block in subnet.blocks))
         self.active = subnet
 
     def extract(self, subnet: SubnetConfig) -> nn.Module:
         """A subnet as an independent, plain `transformers` model that shares no tensor with the supernet.
 
-        Its projections are ``nn.Linear`` (two in an ``nn.Sequential`` where factored). The active subnet stays active.
+        Its projections are ``nn.Linear`` (two in an ``nn.Sequential`` where factored), in fp32 whatever the blocks'
+        precisions: quantising is the export's. The active subnet stays active.
         """
         before = self.active
-        self.activate(subnet)
+        self.activate(subnet.plain)
         try:
             replaced: dict[int, Any] = {
                 id(leaf): leaf.plain() for index in self.active.kept for leaf in self._leaves[index].values()
@@ -126,6 +137,27 @@ class Supernet(nn.Module):
         """
         found = layouts(self.family, self.shape, block)
         return {path: self._weights(index, layout) for path, layout in found.items() if layout.outputs}
+
+    def _quantized_variant(
+        self, index: int, block: BlockConfig, weights: Mapping[str, LinearWeights]
+    ) -> dict[str, QuantizedProjection | None]:
+        """The quantised forms of a block's variant, made once per level; empty where the block is not quantised."""
+        if block.precision not in SIMULATED:
+            return {}
+        found, known = layouts(self.family, self.shape, block), self._quantized
+        keys = {path: (index, path, found[path].level, found[path].rank, block.precision) for path in weights}
+        for path, key in keys.items():
+            if key not in known:
+                known[key] = weights[path].quantized(block.precision, self._padding)
+        return {path: known[key] for path, key in keys.items()}
+
+    def _watch_padding(self, *, on: bool) -> None:
+        """Without quantised blocks, nothing is hooked to the model: copies of it are plain."""
+        if on and self._watched is None:
+            self._watched = self._padding.watch(self.model)
+        elif not on and self._watched is not None:
+            self._watched.remove()
+            self._watched = None
 
     def _checked(self, subnet: SubnetConfig) -> SubnetConfig:
         subnet = canonical(self.shape, subnet)

@@ -65,8 +65,17 @@ def compress_weights(model: Any, precision: str) -> Any:
     with _quiet():
         if precision == "int8":
             return nncf.compress_weights(model, mode=modes.INT8_ASYM)
-        # Every projection: by default the first and last stay in int8, and so do most of a small model.
-        return nncf.compress_weights(model, mode=modes.INT4_SYM, group_size=_GROUP_SIZE, ratio=1.0, all_layers=False)
+        # Every projection: by default the first and last stay in int8, and so do most of a small model. Only those that
+        # read a number of values which no group divides stay in int8.
+        adjusted = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
+        return nncf.compress_weights(
+            model,
+            mode=modes.INT4_SYM,
+            group_size=_GROUP_SIZE,
+            ratio=1.0,
+            all_layers=False,
+            advanced_parameters=adjusted,
+        )
 
 
 def quantize(model: Any, calibration: Iterable[Mapping[str, NDArray[Any]]]) -> Any:

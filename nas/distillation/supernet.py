@@ -96,7 +96,7 @@ def _step(supernet: Supernet, evaluator: Evaluator, subnets: list[SubnetConfig],
     targets = evaluator.teacher.batch("train", rows)
     total = 0.0
     for subnet in subnets:
-        supernet.activate(subnet)
+        supernet.activate(subnet.plain)  # Rounding has no gradients.
         outputs = task.outputs(supernet.model, batch, evaluator.distiller.needs)
         loss = evaluator.distiller(outputs, targets, batch, subnet.kept) / len(subnets)
         if loss.requires_grad:  # The largest subnet is the teacher itself: there is nothing to train in it.

@@ -14,7 +14,8 @@ from nas.distillation.losses import Distiller
 from nas.distillation.teacher import TeacherOutputs
 from nas.distillation.train import ForwardPrecision, TrainSettings, distil, forward_precision
 from nas.tasks.task import Outputs, Samples, Task, main_output
-from search_spaces.subnet import SubnetConfig
+from search_spaces.fake_quantize import fake_quantized
+from search_spaces.subnet import Precision, SubnetConfig
 
 if TYPE_CHECKING:
     from nas.progress import Progress
@@ -58,6 +59,8 @@ class Evaluator:
         precision: Of forward passes that judge; see `forward_precision`. A search compares candidates at what is
             fastest; final figures are to be given in fp32.
         extras: Metrics beyond the task's own, such as those of groups.
+        device_precision: What the device brings whole models to: blocks without a precision of their own are judged in
+            it, as blocks of int8 and int4 are in theirs. See `search_spaces.quantized`.
 
     Raises:
         ValueError: The distiller needs outputs that the task does not give, or the precision is unknown.
@@ -73,6 +76,7 @@ class Evaluator:
         batch_size: int = 64,
         precision: ForwardPrecision = "auto",
         extras: Extras | None = None,
+        device_precision: Precision = "fp32",
     ) -> None:
         self.supernet = supernet
         self.task = task
@@ -83,6 +87,7 @@ class Evaluator:
         self.batch_size = batch_size
         self.precision: ForwardPrecision = precision
         self.extras = extras
+        self.device_precision = device_precision
         forward_precision(precision)
 
     def evaluate(
@@ -102,12 +107,13 @@ class Evaluator:
             seed: Of the order of training samples.
             progress: Told of every distillation step.
         """
-        if steps:
-            model = self.distil(subnet, steps=steps, seed=seed, progress=progress)
-        else:
-            self.supernet.activate(subnet)
-            model = self.supernet.model
-        return self.score(model, split)
+        judged = subnet.on_device(self.device_precision)
+        if not steps:
+            self.supernet.activate(judged)
+            return self.score(self.supernet.model, split)
+        model = self.distil(subnet, steps=steps, seed=seed, progress=progress)
+        with fake_quantized(model, [judged.blocks[index].precision for index in judged.kept]):
+            return self.score(model, split)
 
     def distil(
         self,

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from latency_models.device import Device
+    from search_spaces.families import ModelShape
+    from search_spaces.subnet import SubnetConfig
 
 Rule = Literal["difference", "cosine", "tokens"]
 Calibration = Sequence[Mapping[str, NDArray[Any]]]
@@ -56,6 +58,11 @@ class Blocks:
     family: str
     precisions: tuple[str, ...]
 
+    @classmethod
+    def of(cls, shape: ModelShape, subnet: SubnetConfig) -> Blocks:
+        """Those of a subnet of a teacher of this shape."""
+        return cls(shape.family, tuple(subnet.blocks[index].precision for index in subnet.kept))
+
     @property
     def mixed(self) -> bool:
         """Whether any is not fp32."""
@@ -80,8 +87,13 @@ FORMATS = ("transformers", *dict.fromkeys(row.format for row in ARTEFACTS.values
 PRECISIONS = tuple(dict.fromkeys(row.precision for row in ARTEFACTS.values() if row.precision != MIXED))
 
 
-def chosen(formats: Sequence[str], precisions: Sequence[str]) -> tuple[Artefact, ...]:
+def chosen(formats: Sequence[str], precisions: Sequence[str], blocks: Blocks | None = None) -> tuple[Artefact, ...]:
     """The artefacts of these formats and precisions; ``transformers`` has none beside the model itself.
+
+    Args:
+        formats: Of `FORMATS`.
+        precisions: Of `PRECISIONS`.
+        blocks: Precisions of the model's blocks: where any has its own, ONNX files of these are among the artefacts.
 
     Raises:
         ValueError: A format or a precision is unknown.
@@ -92,6 +104,8 @@ def chosen(formats: Sequence[str], precisions: Sequence[str]) -> tuple[Artefact,
     wanted = dict.fromkeys((form, precision) for form in formats for precision in precisions)
     if ("tensorrt", "int8_static") in wanted:
         wanted |= {("tensorrt", "int8"): None}
+    if blocks is not None and blocks.mixed and "onnx" in formats:
+        wanted |= {("onnx", MIXED): None}
     return tuple(row for row in ARTEFACTS.values() if (row.format, row.precision) in wanted)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nas.export.artefacts import ARTEFACTS, MIXED, Artefact, Blocks, Calibration, chosen, size_mb, write_artefact
+from nas.export.artefacts import Artefact, Blocks, Calibration, chosen, size_mb, write_artefact
 from nas.export.model_card import CARD_FILE, Card, render_card
 from nas.export.reference import Reference, as_numpy
 from nas.export.verify import Check, ExportError, Tolerances, verify
@@ -104,10 +104,8 @@ def export_candidate(
         ExportError: An artefact does not compute what the model computes, or the folder cannot be written.
         BackendError: A runtime that is asked for is not installed.
     """
-    artefacts = chosen(formats, precisions)
-    blocks = Blocks(shape.family, tuple(subnet.blocks[index].precision for index in subnet.kept))
-    if blocks.mixed and "onnx" in formats:
-        artefacts = (*artefacts, ARTEFACTS[f"onnx {MIXED}"])
+    blocks = Blocks.of(shape, subnet)
+    artefacts = chosen(formats, precisions, blocks)
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = directory.with_name(directory.name + ".exporting")
     title = name or directory.name

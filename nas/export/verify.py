@@ -7,10 +7,12 @@ module, no cached graph, no file that is not in the folder.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -180,11 +182,14 @@ def verify(directory: Path, reference: Reference, tolerances: Tolerances | None 
     with tempfile.TemporaryDirectory() as folder:
         reference.save(Path(folder))
         checks: list[Check] = []
-        for part in parts:
-            checks += _in_fresh_process(part, directory, Path(folder), tolerances)
-            if failed := [check for check in checks if not check.passed]:
-                more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-                raise ExportError(f"export: {_worst(failed)}{more}.")
+        # They mostly wait for imports: a second one beside the first takes little from it, more would take memory.
+        with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
+            each = pool.map(lambda part: _in_fresh_process(part, directory, Path(folder), tolerances), parts)
+            for found in each:
+                checks += found
+                if failed := [check for check in checks if not check.passed]:
+                    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+                    raise ExportError(f"export: {_worst(failed)}{more}.")
     return tuple(checks)
 
 

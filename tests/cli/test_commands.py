@@ -69,6 +69,45 @@ def test_export_writes_the_picked_model(searched, root, capsys):
     assert (folder / "subnet.json").is_file()
 
 
+def test_blocks_with_precisions_are_searched_reported_and_exported(searched, root, capsys):
+    assert searched.is_dir()
+    own = [
+        "study=precisions",
+        "+space.choices.precision=int8",
+        "search.num_trials=4",
+        "search.sensitivity_evaluations=0",
+    ]
+    few = ["profile.num_subnets=8", "profile.held_out=4", "finalists.count=1", "finalists.distil=0"]
+    assert run(["search", "experiment=smoke", f"root={root}", *own, *few, *FAST]) == 0
+    rows = json.loads((root / "precisions" / "report.json").read_text())["models"]
+    assert [row["precision"] for row in rows if row["role"] == "front"] == ["fp32", "int8", "mixed"]
+    # What was searched is what is predicted and exported in its blocks' precisions.
+    assert [row["precision"] for row in rows if row["predicted_ms"]] == ["mixed"]
+    mixed, int8 = rows[-1], rows[-2]
+    assert mixed["metrics"] == int8["metrics"]
+    assert mixed["speedup_int8"] is not None
+    capsys.readouterr()
+    measure = ["measure.batches=[1]", "measure.protocol.min_visits=5", "measure.protocol.max_seconds=0.2"]
+    assert (
+        run(["export", f"root={root}", "study=precisions", "format=[onnx]", "precision=[fp32]", *measure, *FAST]) == 0
+    )
+    folder = Path(capsys.readouterr().out.strip().splitlines()[-1])
+    measured = json.loads((folder / "metrics.json").read_text())["measured"]
+    assert {key for key, figures in measured.items() if "predicted_ms" in figures} == {"onnx mixed"}
+    assert (folder / "model_mixed.onnx").is_file()
+
+
+def test_a_device_of_int8_folds_blocks_precisions_and_judges_in_int8(searched, root, capsys):
+    assert searched.is_dir()
+    own = ["study=device-int8", "device=onnxruntime_cpu_int8", "+space.choices.precision=[fp32,int8]"]
+    few = ["search.num_trials=3", "search.sensitivity_evaluations=0", "profile.num_subnets=8", "profile.held_out=4"]
+    arguments = ["search", "experiment=smoke", f"root={root}", *own, *few, "search.only=true", "torch_threads=1"]
+    assert run([*arguments, "progress=plain"]) == 0
+    assert "blocks' fp32 and int8 are one choice" in capsys.readouterr().err
+    assert run([*arguments, "search.judge_in=fp32", "progress=quiet"]) == 2
+    assert "judged in" in capsys.readouterr().err
+
+
 def test_evaluate_judges_folders_and_graphs(searched, root, capsys):
     folder = next(path for path in (searched / "models").iterdir() if (path / "subnet.json").is_file())
     scores = []
@@ -197,12 +236,28 @@ def test_training_the_supernet_keeps_the_teacher(searched, root, capsys):
         ),
         (["search", "experiment=smoke", "root={root}", "task.data.text_column=nope", "study=b"], "nope"),
         (["search", "experiment=smoke", "root={root}", "task.data.calibration=99999", "study=c"], "99999"),
+        (
+            ["search", "experiment=smoke", "root={root}", "workload.sequence_length=999", "study=f"],
+            "`workload.sequence_length` must be at most",
+        ),
         (["search", "experiment=smoke", "root={root}", "study=a/b"], "`study` must be a plain name"),
         (
             ["search", "experiment=smoke", "root={root}", "study=d", "+objectives.constraints.latency_ms=0.0001"],
             "no subnet of the space keeps to latency_ms",
         ),
         (["search", "experiment=smoke", "root={root}", "sampler.name=os.system", "study=e"], "`name` must be one of"),
+        (
+            [
+                "search",
+                "experiment=smoke",
+                "root={root}",
+                "study=f",
+                "device=torch_cpu",
+                "+space.choices.precision=int8",
+            ],
+            "int8 blocks run on onnxruntime and tensorrt",
+        ),
+        (["search", "experiment=smoke", "root={root}", "study=g", "search.judge_in=int8"], "must be device or fp32"),
         (["search", "model.path=x"], "task.data.path"),
         (["report", "root={root}", "study=missing"], "`study` must be one of"),
         (["serach"], "Did you mean 'search'"),

@@ -23,7 +23,7 @@ def trials_of(folder: Path, name: str = ""):
 
 
 def search(root, *overrides):
-    return run(["search", *overrides, "experiment=smoke", f"root={root}", *FAST, *SEARCH_ONLY])
+    return run(["search", "experiment=smoke", f"root={root}", *FAST, *SEARCH_ONLY, *overrides])
 
 
 def test_pareto_prints_the_front_with_what_was_measured(searched, root, capsys):

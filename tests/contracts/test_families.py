@@ -26,6 +26,7 @@ from search_spaces.calibrate import calibrate
 from search_spaces.checkpoint import load_subnet, save_subnet
 from search_spaces.cost import Workload, costs
 from search_spaces.counting import example
+from search_spaces.fake_quantize import fake_quantized
 from search_spaces.families import FAMILIES, ModelShape, blocks_of, family_of, projection_weights
 from search_spaces.library import Library
 from search_spaces.space import SearchSpace
@@ -103,6 +104,16 @@ def drawn(space: SearchSpace, seed: int) -> SubnetConfig:
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 class TestFamily:
     """One class for the table, one parameter for each model type that a row serves."""
+
+    def test_quantised_blocks_compute_in_the_supernet_as_in_the_extracted_model(self, model_type):
+        it = made(model_type)
+        for seed, precision in enumerate(("int8", "int4")):
+            subnet = drawn(it.space, seed).on_device(precision)
+            it.supernet.activate(subnet)
+            model = it.supernet.extract(subnet)
+            with fake_quantized(model, [precision] * subnet.depth):
+                assert close(it.run(model), it.run(it.supernet.model))
+            assert not close(it.run(model), it.run(it.supernet.model), 1e-4)
 
     def test_largest_subnet_is_the_teacher_bit_for_bit(self, model_type):
         it = made(model_type)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from latency_models.backends.onnx import export_onnx
+from latency_models.backends.quantize import quantize_int8
 from nas.distillation.losses import Distiller
 from nas.distillation.teacher import TeacherOutputs
 from nas.distillation.train import TrainSettings
@@ -97,6 +98,25 @@ def test_half_precision_judges_alike(evaluator: Evaluator, supernet: Supernet, t
     assert found["cosine"] == pytest.approx(expected["cosine"], abs=0.01)
     with pytest.raises(ValueError, match="`precision` must be one of auto, fp32, bf16, but got 'fp8'"):
         Evaluator(supernet, task, precision="fp8")  # type: ignore[arg-type]
+
+
+def test_a_device_of_int8_is_judged_as_its_graphs_are(
+    evaluator: Evaluator, supernet: Supernet, task: SentenceEmbedding
+) -> None:
+    quantised = Evaluator(
+        supernet, task, evaluator.distiller, SETTINGS, evaluator.teacher, precision="fp32", device_precision="int8"
+    )
+    example = task.example_inputs(Workload())
+    for subnet in (supernet.space.teacher, SMALL):
+        exported = export_onnx(task.deployable(supernet.extract(subnet)), example, task.output_names)
+        run = onnx_run(quantize_int8(exported).SerializeToString(), task)
+        deployed = evaluate_run(run, task, evaluator.teacher, batch_size=1)["cosine"]
+        found, exact = quantised.evaluate(subnet)["cosine"], evaluator.evaluate(subnet)["cosine"]
+        assert found == pytest.approx(deployed, rel=5e-3)
+        assert found != exact
+        assert evaluator.evaluate(subnet.on_device("int8"))["cosine"] == found
+    distilled = quantised.evaluate(SMALL, steps=20)["cosine"]
+    assert quantised.evaluate(SMALL)["cosine"] < distilled != evaluator.evaluate(SMALL, steps=20)["cosine"]
 
 
 def test_the_teacher_never_runs_again(
