@@ -20,7 +20,7 @@ from latency_models.backends.base import (
     check_precision,
     with_cache,
 )
-from latency_models.backends.openvino_graph import compress_weights, quantize, read_graph
+from latency_models.backends.openvino_graph import compress_weights, input_sizes, quantize, read_graph
 from latency_models.device import Device
 
 # What a product computes in; quantised ones say so in the graph.
@@ -69,7 +69,7 @@ class OpenVinoBackend:
         arrays = as_arrays(inputs)
         try:
             graph, quantized = read_graph(model)
-            arrays = with_cache({entry.get_any_name(): _sizes(entry) for entry in graph.inputs}, arrays)
+            arrays = with_cache(input_sizes(graph), arrays)
             graph = self._converted(graph, arrays, quantized=quantized)
             graph.reshape({name: openvino.PartialShape(list(array.shape)) for name, array in arrays.items()})
             compiled = self._core.compile_model(graph, self._place, self._settings())
@@ -103,11 +103,6 @@ class OpenVinoBackend:
             settings[properties.inference_num_threads()] = self._device.threads
             settings[properties.hint.enable_cpu_pinning()] = False
         return settings
-
-
-def _sizes(entry: Any) -> list[int | None]:
-    """An input's sizes, None where they are not fixed."""
-    return [size.get_length() if size.is_static else None for size in entry.partial_shape]
 
 
 class _OpenVinoRun:

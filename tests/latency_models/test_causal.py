@@ -132,9 +132,16 @@ def test_prompts_that_are_padded_on_the_left(world: World) -> None:
     assert beside[:, 3:] == pytest.approx(alone, abs=1e-3)
 
 
-def test_int8_with_scales_found_in_advance(world: World) -> None:
-    graph = quantize_static(world.graph(world.subnets[0]), [as_numpy(inputs_of(9))])
-    found = make_backend(DEVICE).compile(graph, inputs_of(9)).outputs()["logits"]
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_int8_with_scales_found_in_advance(world: World, runtime: str) -> None:
+    graph = world.graph(world.subnets[0])
+    if runtime == "onnxruntime":
+        run = make_backend(DEVICE).compile(quantize_static(graph, [as_numpy(inputs_of(9))]), inputs_of(9))
+    else:
+        pytest.importorskip("nncf")
+        static = Device("cpu", "openvino", precision="int8", options={"quantization": "static"})
+        run = make_backend(static).compile(graph, inputs_of(9))
+    found = run.outputs()["logits"]
     with torch.inference_mode():
         expected = CausalModel(world.teacher)(**inputs_of(9))[0].numpy()
     cosine = (found * expected).sum() / np.linalg.norm(found) / np.linalg.norm(expected)
