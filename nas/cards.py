@@ -163,7 +163,8 @@ class JudgeBench:
 
             def deployed(subject: Subject) -> Deployed:
                 graph = subject.graph or self._exported(subject, Path(folder))
-                return Deployed(subject.name, graph, subject.module)
+                module = None if subject.module is None else bench.task.deployable(subject.module)
+                return Deployed(subject.name, graph, module)
 
             found = measure_efficiency(
                 [deployed(subject) for subject in subjects],

@@ -19,6 +19,7 @@ TYPES: dict[str, str] = {
     "TextClassification": "nas.tasks.text",
     "TokenClassification": "nas.tasks.token",
     "ImageClassification": "nas.tasks.image",
+    "CausalLM": "nas.tasks.language",
     "TextData": "nas.tasks.data",
     "ImageData": "nas.tasks.images",
     "Aspects": "nas.evaluation.aspects",

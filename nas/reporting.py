@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from nas.evaluation.aspects import lower_is_better
 from nas.reports.data import ExploredTrial, LoadCommand, ModelRow, Report
 from nas.searching import Found, SearchBench
 
@@ -37,6 +38,7 @@ def make_report(search: SearchBench, found: Found, rows: Sequence[ModelRow]) -> 
         teacher=str(bench.config["model"]["path"]),
         task=f"{bench.task.kind}, {bench.task.samples.size('test')} texts that neither calibration nor search saw",
         quality=quality,
+        higher_is_better=not lower_is_better(quality, bench.task),
         device=dict(device.fingerprint),
         workload=bench.workload,
         teacher_subnet=bench.space.teacher,

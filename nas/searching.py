@@ -59,8 +59,11 @@ class SearchBench:
     @cached_property
     def objectives(self) -> Objectives:
         """Goals and constraints, ``quality`` replaced by the task's main metric."""
+        from nas.evaluation.aspects import lower_is_better
+
         objectives: Objectives = build(self.bench.config["objectives"])
-        return objectives.with_quality(self.bench.task.quality)
+        quality = self.bench.task.quality
+        return objectives.with_quality(quality, lower_is_better=lower_is_better(quality, self.bench.task))
 
     @cached_property
     def costs(self) -> SubnetCosts:
@@ -130,6 +133,7 @@ class SearchBench:
     def sensitivity(self) -> Sensitivity:
         """One-block-replacement losses; evaluations of earlier runs are reused."""
         from nas.engine.sensitivity import count_evaluations, measure_sensitivity
+        from nas.evaluation.aspects import lower_is_better
 
         bench, limit = self.bench, int(self.settings["sensitivity_evaluations"])
         _ = bench.evaluator
@@ -151,7 +155,7 @@ class SearchBench:
                 self.space,
                 cached,
                 bench.task.quality,
-                maximize=self.objectives.goals.get(bench.task.quality, "maximize") == "maximize",
+                maximize=not lower_is_better(bench.task.quality, bench.task),
                 max_evaluations=limit,
                 advance=lambda text: bar.advance(text=text),
             )

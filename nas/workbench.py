@@ -103,6 +103,11 @@ class Workbench:
 
         check_arguments(Workload, self.config["workload"])
         workload = Workload(**self.config["workload"])
+        if workload.phase != "encode" and self.task.kind != "causal_lm":
+            raise ValueError(
+                f"`workload.phase` must be encode for a {self.task.kind} task, but got {workload.phase!r}; "
+                "only causal language models have prompts and a KV cache."
+            )
         tokens = workload.sequence_length + (workload.phase == "decode")
         most = most_positions(self.teacher)
         if most is not None and tokens > most:

@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertForTokenClassification, PreTrainedTokenizerFast
 
-from tests.models import randomise, tiny_bert
+from tests.models import randomise, tiny, tiny_bert
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = tuple(f"w{index}" for index in range(97 - len(SPECIAL)))
@@ -63,3 +63,25 @@ def tiny_tagger_folder(folder: Path, tags: list[str]) -> str:
     randomise(BertForTokenClassification(config)).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+def tiny_language_model_folder(folder: Path, model_type: str = "llama", *, begin: bool = False, **changes: Any) -> str:
+    """Save a random causal language model with a word tokenizer, which puts a token before every text if so asked."""
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate((*SPECIAL, *WORDS))}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if begin:
+        tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
+    tiny(model_type, language_model=True, **changes).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        bos_token="[CLS]",
+        model_input_names=["input_ids", "attention_mask"],
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+def running_text(file: Path, lines: int = 240, seed: int = 3) -> str:
+    """A text file of random sentences, some 1,800 words; its path."""
+    return write_lines(file, texts(lines, seed))

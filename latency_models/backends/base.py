@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
@@ -15,6 +15,8 @@ from latency_models.device import Device, library_version
 if TYPE_CHECKING:
     from torch import Tensor
 
+# What the names of a graph's cached keys and values begin with: as `optimum` calls them.
+PAST = "past_key_values."
 # A model's inputs by keyword, as the tokenizer names them.
 Inputs: TypeAlias = Mapping[str, "Tensor | NDArray[Any]"]
 
@@ -158,6 +160,23 @@ def check_inputs(device: Device, expected: list[str], inputs: Mapping[str, Any])
         raise BackendError(
             f"device {device.name!r}: the model has no input {extra[0]!r}; its inputs are {', '.join(expected)}."
         )
+
+
+def with_cache(shapes: Mapping[str, Sequence[Any]], inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """A causal model's inputs with zeros for those parts of its KV cache that are not given.
+
+    As many tokens are cached as the attention mask is longer than the new tokens. Others' inputs stay as they are.
+
+    Args:
+        shapes: The graph's inputs: name -> ``(batch, heads, tokens, head_dim)`` of the cache's parts.
+        inputs: What is given.
+    """
+    missing = [name for name in shapes if name.startswith(PAST) and name not in inputs]
+    if not missing or not {"input_ids", "attention_mask"} <= set(inputs):
+        return dict(inputs)
+    (batch, new), total = inputs["input_ids"].shape, inputs["attention_mask"].shape[1]
+    sizes = {name: (batch, int(shapes[name][1]), total - new, int(shapes[name][3])) for name in missing}
+    return {**inputs, **{name: np.zeros(size, dtype=np.float32) for name, size in sizes.items()}}
 
 
 def as_arrays(inputs: Inputs) -> dict[str, NDArray[Any]]:

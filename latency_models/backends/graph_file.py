@@ -58,3 +58,9 @@ def input_names(model: Any) -> list[str]:
     graph = load_graph(model).graph
     constants = {tensor.name for tensor in graph.initializer}
     return [entry.name for entry in graph.input if entry.name not in constants]
+
+
+def input_shapes(model: Any) -> dict[str, tuple[int | str, ...]]:
+    """Shapes of a graph's inputs by name; names of axes stand for sizes that are not fixed."""
+    entries = {entry.name: entry.type.tensor_type.shape.dim for entry in load_graph(model).graph.input}
+    return {name: tuple(dim.dim_param or dim.dim_value for dim in entries[name]) for name in input_names(model)}

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from latency_models.backends.graph_places import GraphTemplateError, transformers_model
-from latency_models.backends.graph_template import GraphTemplate
+from latency_models.backends.graph_template import TRANSPOSED, GraphTemplate
 from search_spaces.elastic import LinearWeights
 from search_spaces.families import blocks_of, blocks_path, family_of, projection_weights
 
@@ -39,8 +41,10 @@ def student_graph(template: GraphTemplate, model: nn.Module, kept: Sequence[int]
         # The exporter keeps equal tensors once, and these are not equal any more.
         raise GraphTemplateError(f"graph template: the graph has no parameter {merged[0]!r} of its own.")
     for tensor in proto.graph.initializer:
-        if tensor.name in others:
-            values = others[tensor.name].detach().cpu().numpy()
+        parameter = tensor.name.removesuffix(TRANSPOSED)
+        if parameter in others:
+            values = others[parameter].detach().cpu().numpy()
+            values = values if parameter == tensor.name else np.ascontiguousarray(values.T)
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
         elif (
             tensor.data_type == TensorProto.FLOAT and math.prod(tensor.dims) > 1 and not tensor.name.startswith(edited)
@@ -62,7 +66,8 @@ def _weights(model: nn.Module, kept: Sequence[int]) -> tuple[dict[str, LinearWei
             inside |= {id(parameter) for parameter in block.get_submodule(path).parameters()}
     others: dict[str, Tensor] = {}
     start = f"{prefix}{root}."
-    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
+    # A parameter that is shared, as a language model's head is with its embeddings, has several names.
+    for name, parameter in (*model.named_parameters(remove_duplicate=False), *model.named_buffers()):
         if id(parameter) in inside:
             continue
         if name.startswith(start):

@@ -33,7 +33,7 @@ from latency_models.backends.graph_sizes import (
     sizes_of_weights,
     twin,
 )
-from latency_models.backends.onnx import DEFAULT_OPSET, clean, export_ir
+from latency_models.backends.onnx import DEFAULT_OPSET, clean, export_ir, takes_cache
 from search_spaces.families import ModelShape, blocks_of, blocks_path
 
 __all__ = ["GraphTemplate", "GraphTemplateError"]
@@ -43,7 +43,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import Tensor, nn
 
+    from latency_models.backends.causal import CachePlace
     from search_spaces.elastic import LinearWeights
+
+# Behind the name of a parameter that a graph holds transposed.
+TRANSPOSED = "/transposed"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class GraphTemplate:
         root: Path of the list of blocks in the teacher.
         sizes: Constants that follow from a block's sizes.
         repeats: Where keys and values are repeated for the query heads of their group.
+        caches: Where a causal model's blocks put new keys and values behind cached ones.
     """
 
     model: ir.Model = field(repr=False)
@@ -67,6 +72,7 @@ class GraphTemplate:
     root: str
     sizes: tuple[SizePlace, ...]
     repeats: tuple[Repeat, ...]
+    caches: tuple[CachePlace, ...] = ()
 
     @classmethod
     def from_model(
@@ -92,6 +98,7 @@ class GraphTemplate:
             BackendError: torch cannot export the module.
         """
         prefix, inner = transformers_model(model)
+        axes = getattr(model, "dynamic_axes", None) if axes is None else axes
         count = len(blocks_of(inner))
         marks = [f"block_boundary_{index}" for index in range(count + 1)]
         program = export_ir(marked(model, inner), inputs, [*output_names, *marks], axes=axes, opset=opset)
@@ -108,12 +115,18 @@ class GraphTemplate:
             names = [*output_names, *marks[: 1 + min(2, count)]]
             reflection = export_ir(marked(other, transformers_model(other)[1]), inputs, names, axes=axes, opset=opset)
             sizes = find_sizes(program, reflection, shape, f"model.{prefix}{root}", other_sizes)
+        caches: tuple[CachePlace, ...] = ()
+        if takes_cache(model):
+            from latency_models.backends.causal import find_caches
+
+            caches = find_caches(program)
         clean(program)
         _forget_shapes(program)
         _own_tensors(program)
+        _name_transposed(program, model)
         if missing := [name for name in boundaries if name not in values]:
             raise GraphTemplateError(f"graph template: block boundary {missing[0]!r} is not in the graph.")
-        return cls(program, linears, boundaries, shape, root, sizes, find_repeats(program, sizes))
+        return cls(program, linears, boundaries, shape, root, sizes, find_repeats(program, sizes), caches)
 
     def edit(
         self,
@@ -158,6 +171,11 @@ class GraphTemplate:
             _redirect(model, values[self.boundaries[index + 1]], values[self.boundaries[index]])
         _restore_outputs(model, ends)
         _remove_unused(model)
+        if self.caches:
+            from latency_models.backends.causal import expose_cache
+
+            expose_cache(model, self.caches, {block: heads for block, (heads, _, _) in sizes.items()})
+            _remove_unused(model)
         model.metadata_props.update(metadata or {})
         proto: onnx.ModelProto = ir.to_proto(model)
         return proto
@@ -181,7 +199,7 @@ def _replace_linear(
     stream = source
     for index, factor in enumerate(factors):
         name = path if len(factors) == 1 else f"{path}.{index}"
-        constant = _initializer(model, f"{name}.weight/transposed", _array(factor).T)
+        constant = _initializer(model, f"{name}.weight{TRANSPOSED}", _array(factor).T)
         nodes.append(ir.node("MatMul", [stream, constant], name=f"{name}/MatMul"))
         stream = _name_result(nodes[-1], f"{name}/product", result)
     if weights.bias is not None:
@@ -267,6 +285,19 @@ def _own_tensors(model: ir.Model) -> None:
         value.name = str(value.name).removeprefix("model.")
         if value.const_value is not None:
             value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+
+
+def _name_transposed(program: ir.Model, model: nn.Module) -> None:
+    """Name the weights that the exporter stored transposed, as a language model's head, after their parameters."""
+    known = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
+    for value in list(program.graph.initializers.values()):
+        if value.name in known or value.const_value is None or len(value.const_value.shape) != 2:
+            continue
+        array = value.const_value.numpy().T
+        for name, parameter in model.named_parameters():
+            if tuple(parameter.shape) == array.shape and np.array_equal(_array(parameter), array):
+                value.name = name + TRANSPOSED
+                break
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

@@ -25,7 +25,7 @@ DEFAULT_OPSET = 20
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _LINEAR_OPS = ("MatMul", "Gemm")
 # Sizes of the example that is traced. 1 would be taken for a constant, and equal sizes for the same axis.
-_TRACED_BATCH, _TRACED_SEQUENCE = 2, 11
+_TRACED_BATCH, _TRACED_SEQUENCE, _TRACED_TOTAL = 2, 11, 16
 
 
 def export_onnx(
@@ -47,7 +47,8 @@ def export_onnx(
         model: A module whose forward takes the inputs by keyword and returns a tensor or a tuple of tensors.
         inputs: Example tensors by input name; their values and their batch and sequence sizes don't matter.
         output_names: One name per tensor that the forward pass returns.
-        axes: Dynamic axes by input name; batch (and sequence, for inputs of two axes) when None.
+        axes: Dynamic axes by input name; when None, the module's own (``dynamic_axes``), else batch (and sequence, for
+            inputs of two axes).
         metadata: Entries for the graph's own metadata (subnet, teacher, versions).
         opset: Version of the ONNX operator set.
 
@@ -60,6 +61,10 @@ def export_onnx(
     import onnx_ir as ir
 
     program = export_ir(model, inputs, output_names, axes=axes, opset=opset)
+    if takes_cache(model):
+        from latency_models.backends.causal import expose_cache, find_caches
+
+        expose_cache(program, find_caches(program))
     clean(program)
     program.metadata_props.update(metadata or {})
     proto: onnx.ModelProto = ir.to_proto(program)
@@ -77,6 +82,7 @@ def export_ir(
     """The exporter's own representation, weights shared with the module and scopes still there; see `export_onnx`."""
     import torch
 
+    axes = getattr(model, "dynamic_axes", None) if axes is None else axes
     axes = dict(axes) if axes is not None else {name: default_axes(value) for name, value in inputs.items()}
     example = {name: _resized(value, axes.get(name, {})) for name, value in inputs.items()}
     training = [module for module in model.modules() if module.training]
@@ -108,6 +114,11 @@ def export_ir(
     return program.model
 
 
+def takes_cache(model: nn.Module) -> bool:
+    """Whether a deployed module's graph has a KV cache: `latency_models.backends.causal.CausalModel`."""
+    return "total_sequence_length" in str(getattr(model, "dynamic_axes", ""))
+
+
 def default_axes(value: Tensor) -> dict[int, str]:
     """Dynamic axes of one input: batch first, then, for tokens (two axes), the sequence."""
     if value.dim() == 2:
@@ -119,7 +130,11 @@ def _resized(value: Tensor, axes: Mapping[int, str]) -> Tensor:
     """The example with sizes that the exporter cannot mistake for constants or for one another."""
     import torch
 
-    sizes = {"batch_size": _TRACED_BATCH, "sequence_length": _TRACED_SEQUENCE}
+    sizes = {
+        "batch_size": _TRACED_BATCH,
+        "sequence_length": _TRACED_SEQUENCE,
+        "total_sequence_length": _TRACED_TOTAL,
+    }
     for axis, name in axes.items():
         wanted = sizes.get(name, max(value.shape[axis], 2))
         value = value.index_select(axis, torch.arange(wanted, device=value.device) % value.shape[axis])

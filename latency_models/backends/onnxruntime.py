@@ -21,6 +21,7 @@ from latency_models.backends.base import (
     check_inputs,
     check_options,
     check_precision,
+    with_cache,
 )
 from latency_models.backends.graph_file import graph_bytes, input_names
 from latency_models.backends.quantize import at_precision, is_quantized
@@ -105,6 +106,7 @@ class OnnxRuntimeBackend:
             raise BackendError(
                 f"device {device.name!r}: {self._provider} could not be loaded; check that its libraries are installed."
             )
+        arrays = with_cache({entry.name: entry.shape for entry in session.get_inputs()}, arrays)
         check_inputs(device, [entry.name for entry in session.get_inputs()], arrays)
         for entry in session.get_inputs():
             if entry.type in _ELEMENT_TYPES:
@@ -208,7 +210,8 @@ class _CpuRun:
 
     def feed(self, inputs: Inputs) -> None:
         """Bind other inputs."""
-        self._inputs = {name: array.astype(self._inputs[name].dtype) for name, array in as_arrays(inputs).items()}
+        given = {name: array.astype(self._inputs[name].dtype) for name, array in as_arrays(inputs).items()}
+        self._inputs = {**self._inputs, **given}
 
 
 class _BoundRun:

@@ -18,8 +18,9 @@ from latency_models.backends.base import (
     check_inputs,
     check_options,
     check_precision,
+    with_cache,
 )
-from latency_models.backends.openvino_graph import compress_weights, quantize, read_graph
+from latency_models.backends.openvino_graph import compress_weights, input_sizes, quantize, read_graph
 from latency_models.device import Device
 
 # What a product computes in; quantised ones say so in the graph.
@@ -67,7 +68,9 @@ class OpenVinoBackend:
         device = self._device
         arrays = as_arrays(inputs)
         try:
-            graph = self._converted(model, arrays)
+            graph, quantized = read_graph(model)
+            arrays = with_cache(input_sizes(graph), arrays)
+            graph = self._converted(graph, arrays, quantized=quantized)
             graph.reshape({name: openvino.PartialShape(list(array.shape)) for name, array in arrays.items()})
             compiled = self._core.compile_model(graph, self._place, self._settings())
         except RuntimeError as error:
@@ -79,9 +82,8 @@ class OpenVinoBackend:
         run()
         return run
 
-    def _converted(self, model: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
+    def _converted(self, graph: Any, arrays: Mapping[str, NDArray[Any]], *, quantized: bool) -> Any:
         """The model in the device's precision; one that is quantised already stays as it is."""
-        graph, quantized = read_graph(model)
         check_inputs(self._device, [entry.get_any_name() for entry in graph.inputs], arrays)
         precision = self._device.precision
         if quantized or precision not in ("int8", "int4"):

@@ -16,7 +16,7 @@ from typing import Any
 import openvino
 from numpy.typing import NDArray
 
-from latency_models.backends.base import BackendError
+from latency_models.backends.base import BackendError, with_cache
 from latency_models.backends.graph_file import graph_bytes
 from latency_models.backends.quantize import is_quantized
 
@@ -78,6 +78,14 @@ def compress_weights(model: Any, precision: str) -> Any:
         )
 
 
+def input_sizes(model: Any) -> dict[str, list[int | None]]:
+    """Sizes of a model's inputs by name, None where they are not fixed."""
+    return {
+        entry.get_any_name(): [size.get_length() if size.is_static else None for size in entry.partial_shape]
+        for entry in model.inputs
+    }
+
+
 def quantize(model: Any, calibration: Iterable[Mapping[str, NDArray[Any]]]) -> Any:
     """Int8 weights and activations with scales found in advance, by NNCF (SmoothQuant, bias correction).
 
@@ -91,8 +99,8 @@ def quantize(model: Any, calibration: Iterable[Mapping[str, NDArray[Any]]]) -> A
     Raises:
         BackendError: There is no calibration input.
     """
-    taken = [entry.get_any_name() for entry in model.inputs]
-    inputs = [{name: one[name] for name in taken} for one in islice(calibration, _SAMPLES)]
+    taken = input_sizes(model)
+    inputs = [{name: with_cache(taken, one)[name] for name in taken} for one in islice(calibration, _SAMPLES)]
     if not inputs:
         raise BackendError("static quantisation: there must be at least one calibration input, but there is none.")
     nncf = _nncf()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from latency_models.backends.base import BackendError
-from latency_models.backends.graph_file import input_names, load_graph
+from latency_models.backends.base import BackendError, with_cache
+from latency_models.backends.graph_file import input_names, input_shapes, load_graph
 from latency_models.backends.quantize import Calibration, check_nodes, copied, quiet, weight_products
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def quantize_static(
     if not wanted:
         return graph
     taken = input_names(graph)
-    inputs = [{name: one[name] for name in taken} for one in calibration]
+    shapes = input_shapes(graph)
+    inputs = [{name: with_cache(shapes, one)[name] for name in taken} for one in calibration]
     if not inputs:
         raise BackendError("static quantisation: there must be at least one calibration input, but there is none.")
     with tempfile.TemporaryDirectory() as directory, quiet():

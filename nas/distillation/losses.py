@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
+
+from nas.tasks.next_token import NEXT_TOKEN, log_likelihoods, log_probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +20,7 @@ _OUTPUT = {
     "logits": "logits",
     "label_logits": "label_logits",
     "scores": "scores",
+    "next_token": "next_token",
     "embedding": "embedding",
     "similarity": "embedding",
     "hidden": "hidden",
@@ -34,13 +37,16 @@ class Distiller:
             student's, times temperature squared (Hinton et al. 2015, arXiv 1503.02531).
         label_logits: The same of labels that hold or not, each with a probability of its own.
         scores: Weight of the squared difference of predicted numbers, as a share of the teacher's variance in a batch.
+        next_token: Weight of the Kullback-Leibler divergence of a language model's next token, over the teacher's
+            likeliest tokens one by one and all others together, softened like logits; mean over tokens.
         embedding: Weight of 1 - cosine of the two embeddings of a text.
         similarity: Weight of the squared difference of the two sides' cosine similarities between all texts of a batch
             (Park et al. 2019, arXiv 1904.05068, with cosines in place of distances).
         hidden: Weight of the squared difference of last hidden states, as a share of the teacher's variance.
         hidden_states: The same after every block (Jiao et al. 2020, arXiv 1909.10351); a student's block learns from
             the teacher's block of the same index.
-        labels: Weight of the loss on true labels: cross-entropy, binary cross-entropy or squared error.
+        labels: Weight of the loss on true labels: cross-entropy, binary cross-entropy or squared error; of a language
+            model, on the tokens that came.
         temperature: Softens the logits of both sides.
 
     Raises:
@@ -50,6 +56,7 @@ class Distiller:
     logits: float = 0.0
     label_logits: float = 0.0
     scores: float = 0.0
+    next_token: float = 0.0
     embedding: float = 0.0
     similarity: float = 0.0
     hidden: float = 0.0
@@ -74,7 +81,7 @@ class Distiller:
         given = set(task.deployed.values())
         if "embedding" in given:
             return cls(embedding=1.0, hidden=1.0)
-        return cls(**{name: 1.0 for name in ("logits", "label_logits", "scores") if name in given})
+        return cls(**{name: 1.0 for name in ("logits", "label_logits", "scores", NEXT_TOKEN) if name in given})
 
     @property
     def needs(self) -> frozenset[str]:
@@ -91,7 +98,7 @@ class Distiller:
         for name, weight in self._weights().items():
             if weight and _OUTPUT[name] not in given:
                 raise ValueError(f"distiller: `{name}` needs {_OUTPUT[name]}, which a {task.kind} task does not give.")
-        if self.labels and task.samples.labels("train") is None:
+        if self.labels and NEXT_TOKEN not in given and task.samples.labels("train") is None:
             raise ValueError("distiller: `labels` must be 0 for a task without labels.")
 
     def __call__(
@@ -112,11 +119,9 @@ class Distiller:
         """
         terms: list[Tensor] = []
         mask = batch.get("attention_mask")
-        if self.logits:
-            terms.append(self.logits * softened_divergence(student["logits"], teacher["logits"], self.temperature))
-        if self.label_logits:
-            own, other = student["label_logits"], teacher["label_logits"]
-            terms.append(self.label_logits * label_divergence(own, other, self.temperature))
+        for name, divergence in _DIVERGENCES.items():
+            if weight := getattr(self, name):
+                terms.append(weight * divergence(student[name], teacher[name], self.temperature))
         if self.scores:
             terms.append(self.scores * score_difference(student["scores"], teacher["scores"]))
         if self.embedding:
@@ -132,7 +137,7 @@ class Distiller:
                 other = other[list(blocks)]
             terms.append(self.hidden_states * state_difference(own, other, mask))
         if self.labels:
-            terms.append(self.labels * label_loss(student, batch["labels"]))
+            terms.append(self.labels * label_loss(student, batch.get("labels")))
         return torch.stack(terms).sum()
 
     def _weights(self) -> dict[str, float]:
@@ -162,8 +167,27 @@ def score_difference(student: Tensor, teacher: Tensor) -> Tensor:
     return functional.mse_loss(student, teacher) / spread.clamp(min=1e-6)
 
 
-def label_loss(student: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+def next_token_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) of the next token, mean over tokens, nats; see `nas.tasks.next_token` for the columns.
+
+    A temperature softens the distribution over the tokens asked for and all others together, as one more outcome.
+    """
+    own, other = (_with_rest(side).flatten(0, -2) for side in (student, teacher))
+    return softened_divergence(own, other, temperature)
+
+
+def _with_rest(scores: Tensor) -> Tensor:
+    named = log_probabilities(scores)
+    # The probability that is left, kept away from 0, where its logarithm has no gradient.
+    left = torch.log(-torch.expm1(named.logsumexp(dim=-1, keepdim=True).clamp(max=-1e-6)))
+    return torch.cat([named, left], dim=-1)
+
+
+def label_loss(student: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
     """The loss on true labels that fits what the logits mean; tokens with the label -100 do not count."""
+    if NEXT_TOKEN in student:
+        return -log_likelihoods(student[NEXT_TOKEN]).mean()
+    assert labels is not None
     if "label_logits" in student:
         return functional.binary_cross_entropy_with_logits(student["label_logits"], labels)
     if "scores" in student:
@@ -207,3 +231,11 @@ def state_difference(student: Tensor, teacher: Tensor, attention_mask: Tensor | 
     spread = other.var(dim=-2, correction=0).mean(dim=-1)
     difference = (own - other).square().mean(dim=(-2, -1))
     return (difference / spread.clamp(min=1e-6)).mean()
+
+
+# Divergences of distributions that a temperature softens, by the output that they compare.
+_DIVERGENCES: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "logits": softened_divergence,
+    "label_logits": label_divergence,
+    NEXT_TOKEN: next_token_divergence,
+}

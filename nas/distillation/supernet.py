@@ -92,7 +92,7 @@ def train_supernet(
 def _step(supernet: Supernet, evaluator: Evaluator, subnets: list[SubnetConfig], rows: Any) -> float:
     """Gradients of all the subnets on one batch, added up; the mean loss."""
     task = evaluator.task
-    batch = task.samples.batch("train", rows)
+    batch = evaluator.teacher.inputs("train", rows)
     targets = evaluator.teacher.batch("train", rows)
     total = 0.0
     for subnet in subnets:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nas.tasks.cache import Arrays, cached_arrays, content_key
-from nas.tasks.task import Task, main_output
+from nas.tasks.next_token import NEXT_TOKEN, questions
+from nas.tasks.task import Samples, Task, main_output
 from search_spaces.library import model_hash
 
 if TYPE_CHECKING:
@@ -105,6 +106,19 @@ class TeacherOutputs:
         """The output that metrics read, for a whole split, by its name."""
         name = self.names[0]
         return {name: self.arrays(split)[name]}
+
+    def inputs(self, split: str, rows: NDArray[np.int64], samples: Samples | None = None) -> dict[str, Tensor]:
+        """A student's inputs for some samples, and what it must be asked beside them to be compared with the teacher.
+
+        Args:
+            split: Name of the split.
+            rows: Which of its samples.
+            samples: Other samples than the task's own, such as perturbed ones.
+        """
+        batch = (samples or self.task.samples).batch(split, rows)
+        if self.names[0] != NEXT_TOKEN:
+            return batch
+        return {**batch, **questions(self.arrays(split)[NEXT_TOKEN][rows])}
 
     def batch(self, split: str, rows: NDArray[np.int64]) -> dict[str, Tensor]:
         """Outputs of some samples as a student would give them: per-token states are padded with zeros."""

@@ -131,8 +131,10 @@ def distil(
             if spent >= 1:
                 break
             _set_learning_rate(optimizer, training, spent, len(losses), steps)
-            batch = task.samples.batch(split, rows)
-            targets = teacher.batch(split, rows) if teacher is not None and wanted else {}
+            if teacher is not None and wanted:
+                batch, targets = teacher.inputs(split, rows), teacher.batch(split, rows)
+            else:
+                batch, targets = task.samples.batch(split, rows), {}
             with forward_precision(training.precision):
                 outputs = {name: value.float() for name, value in task.outputs(model, batch, wanted).items()}
             if (labels := task.samples.labels(split)) is not None:

@@ -24,7 +24,7 @@ class Objectives:
 
     Args:
         goals: Name -> ``minimize`` or ``maximize``. Names are metrics of the evaluation, costs of `SubnetCosts`, or
-            ``quality``: the task's main metric.
+            ``quality``: the task's main metric; to maximise it is to improve it, also where less of it is better.
         constraints: Name -> limit: a number, or text such as ``"0.5x"`` (relative to the teacher), ``">= 0.9"`` or
             ``"<= 1.1x"``. Without a sign, costs are limited from above, throughput and metrics from below; a metric
             of which less is better is limited from above.
@@ -48,13 +48,20 @@ class Objectives:
         for name, limit in self.constraints.items():
             parse_limit(name, limit)
 
-    def with_quality(self, metric: str) -> Objectives:
-        """The same objectives with ``quality`` replaced by the name of the task's main metric."""
+    def with_quality(self, metric: str, *, lower_is_better: bool = False) -> Objectives:
+        """The same objectives with ``quality`` replaced by the name of the task's main metric.
+
+        Args:
+            metric: Its name.
+            lower_is_better: Whether less of it is better: then maximising quality is minimising the metric.
+        """
 
         def named(values: Mapping[str, float | str]) -> dict[str, float | str]:
             return {metric if name == QUALITY else name: value for name, value in values.items()}
 
         goals = {name: str(direction) for name, direction in named(self.goals).items()}
+        if lower_is_better and QUALITY in self.goals:
+            goals[metric] = "minimize" if self.goals[QUALITY] == "maximize" else "maximize"
         return replace(self, goals=goals, constraints=named(self.constraints))
 
     @property

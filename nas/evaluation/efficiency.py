@@ -25,7 +25,7 @@ class Deployed:
     Args:
         name: What people call it.
         graph: Its ONNX file.
-        module: The `transformers` model it was made from, where there is one: its operations can be counted.
+        module: What it was exported from, where that is known: its operations can be counted.
     """
 
     name: str

@@ -179,13 +179,18 @@ def evaluate_run(
     extras: Extras | None = None,
 ) -> dict[str, float]:
     """Metrics of anything that turns the model's inputs into the task's main output, such as `onnx_run`."""
-    outputs, reference = predict(run, task, split, batch_size), teacher.main(split)
+    outputs, reference = predict(run, task, split, batch_size, teacher=teacher), teacher.main(split)
     metrics = task.metrics(split, outputs, reference)
     return metrics if extras is None else {**metrics, **extras(run, split, outputs, reference, batch_size)}
 
 
 def predict(
-    run: Run, task: Task, split: str, batch_size: int = 64, samples: Samples | None = None
+    run: Run,
+    task: Task,
+    split: str,
+    batch_size: int = 64,
+    samples: Samples | None = None,
+    teacher: TeacherOutputs | None = None,
 ) -> dict[str, NDArray[Any]]:
     """The task's main output on a whole split, ``(samples, ...)``, in the order of the split.
 
@@ -195,6 +200,7 @@ def predict(
         split: Name of the split.
         batch_size: Samples of one forward pass.
         samples: Other samples than the task's own, such as perturbed ones.
+        teacher: Whom the outputs will be compared with, where the model must be asked for what that takes.
 
     Raises:
         ValueError: An output is not finite.
@@ -203,7 +209,8 @@ def predict(
     collected: NDArray[Any] | None = None
     with torch.inference_mode():
         for rows in samples.order(split, batch_size):
-            values = run(samples.batch(split, rows))[name].float().cpu().numpy()
+            batch = samples.batch(split, rows) if teacher is None else teacher.inputs(split, rows, samples)
+            values = run(batch)[name].float().cpu().numpy()
             if collected is None:
                 collected = np.empty((samples.size(split), *values.shape[1:]), dtype=np.float32)
             collected[rows] = values

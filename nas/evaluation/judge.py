@@ -81,7 +81,7 @@ class Judge:
     def run(self, run: Run, batch_size: int = 64) -> Judged:
         """Run a model on the split."""
         self._say("outputs")
-        return Judged(run, predict(run, self.task, self.split, batch_size), batch_size)
+        return Judged(run, predict(run, self.task, self.split, batch_size, teacher=self.teacher), batch_size)
 
     # -- sections ---------------------------------------------------------------------------------------------------
 

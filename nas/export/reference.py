@@ -41,23 +41,29 @@ class Reference:
 
     @classmethod
     def from_model(cls, model: nn.Module, task: Task, split: str = "test") -> Reference:
-        """Run the model on batches of a split: its shortest, middle and longest texts, and one text alone."""
+        """Run the model on batches of a split: its shortest, middle and longest texts, and one text alone.
+
+        Blocks of running text, which are all as long, are shortened instead: a graph must take any length.
+        """
         import torch
 
-        batches = list(task.samples.batches(split, 4))
-        middle = batches[len(batches) // 2]
+        order = task.samples.order(split, 4)
+        first, middle, last = (task.samples.batch(split, order[at]) for at in (0, len(order) // 2, -1))
+        if task.kind == "causal_lm":
+            first, middle = (_shortened(batch, share) for batch, share in ((first, 8), (middle, 2)))
+            last = {name: value[:1] for name, value in last.items()}
         alone = {name: value[:1] for name, value in middle.items()}
-        chosen = [batches[0], middle, batches[-1], alone]
+        chosen = [first, middle, last, alone]
         deployed = task.deployable(model).eval()
         with torch.inference_mode():
             outputs = [deployed(**batch) for batch in chosen]
-            first = [model(**batch, return_dict=True)[0].numpy() for batch in chosen]
+            heads = [model(**batch, return_dict=True)[0].numpy() for batch in chosen]
         longest = task.samples.max_length
         texts = task.samples.examples[split].texts[:8] if longest else ()
         return cls(
             inputs=tuple(as_numpy(batch) for batch in chosen),
             outputs=tuple(as_numpy(dict(zip(task.output_names, values, strict=True))) for values in outputs),
-            first=tuple(first),
+            first=tuple(heads),
             texts=texts,
             tokens=tuple(tuple(task.tokenizer(text, truncation=True, max_length=longest).input_ids) for text in texts),
             max_length=longest,
@@ -94,6 +100,11 @@ class Reference:
             tokens=tuple(tuple(ids) for ids in text["tokens"]),
             max_length=text["max_length"],
         )
+
+
+def _shortened(batch: Mapping[str, Tensor], share: int) -> dict[str, Tensor]:
+    """The first tokens of every sample: one in so many."""
+    return {name: value[:, : max(2, value.shape[1] // share)] for name, value in batch.items()}
 
 
 def as_numpy(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> Arrays:

@@ -102,7 +102,7 @@ class TextData:
     empty_labels: bool = False
 
     def __post_init__(self) -> None:
-        _ = self._cut
+        _ = self.cut
         check_split_names(self.splits)
 
     def read(self) -> dict[str, Examples]:
@@ -115,15 +115,25 @@ class TextData:
             FileNotFoundError, ValueError: As `read_tables`; a column is missing (the message lists those there are),
                 a label is missing, or there are too few samples.
         """
-        tables = named_splits(self._tables(), self.splits, self._name)
-        return self._cut({split: self._examples(table, split) for split, table in tables.items()}, self._name)
+        return self.cut(self.given(), self.name)
+
+    def given(self) -> dict[str, Examples]:
+        """The source's splits under our names, whole, in the source's order; those of a source without are all train.
+
+        Raises:
+            FileNotFoundError, ValueError: As `read`.
+        """
+        tables = named_splits(self._tables(), self.splits, self.name)
+        return {split: self._examples(table, split) for split, table in tables.items()}
 
     @property
-    def _cut(self) -> Cut:
+    def cut(self) -> Cut:
+        """What makes the four splits of the source's own."""
         return Cut(self.train, self.calibration, self.validation, self.test, self.seed)
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
+        """What the source is called in messages."""
         return self.path if isinstance(self.path, str) else ", ".join(self.path.values())
 
     def _tables(self) -> dict[str, pd.DataFrame]:
@@ -140,16 +150,16 @@ class TextData:
     def _examples(self, table: pd.DataFrame, split: str) -> Examples:
         for column in (self.text_column, self.pair_column, *self._label_columns, *self.group_columns):
             if column is not None and column not in table.columns:
-                raise ValueError(f"{self._name}: column {column!r} is not there; there are {listed(table.columns)}.")
+                raise ValueError(f"{self.name}: column {column!r} is not there; there are {listed(table.columns)}.")
         texts = [_as_text(cell, row, split) for row, cell in enumerate(table[self.text_column])]
         filled = np.array([bool(text) for text in texts])
         if self.pair_column is not None:
             filled &= table[self.pair_column].notna().to_numpy()
         if not filled.all():
-            _log.warning("%s: %d rows without text were left out.", self._name, int((~filled).sum()))
+            _log.warning("%s: %d rows without text were left out.", self.name, int((~filled).sum()))
         rows = np.flatnonzero(filled)
         if not len(rows):
-            raise ValueError(f"{self._name}: split {split!r} must not be empty, but no row has a text.")
+            raise ValueError(f"{self.name}: split {split!r} must not be empty, but no row has a text.")
         table = table.iloc[rows]
         return Examples(
             texts=tuple(texts[row] for row in rows),
@@ -173,7 +183,7 @@ class TextData:
         lacking = columns.isna().to_numpy()
         if lacking.any() and not self.empty_labels:
             at, column = (int(position[0]) for position in lacking.nonzero())
-            raise ValueError(f"{self._name}: row {int(rows[at])} of split {split!r} has no label in {names[column]!r}.")
+            raise ValueError(f"{self.name}: row {int(rows[at])} of split {split!r} has no label in {names[column]!r}.")
         if isinstance(self.label_column, str):
             cells = columns.iloc[:, 0].tolist()
             return tuple(() if empty else cell for cell, empty in zip(cells, lacking[:, 0], strict=True))
@@ -181,7 +191,7 @@ class TextData:
         if (wrong := ~np.isin(holds, (0.0, 1.0))).any():
             at, column = (int(position[0]) for position in wrong.nonzero())
             raise ValueError(
-                f"{self._name}: label columns must be 1 or 0, but row {int(rows[at])} of split {split!r} has "
+                f"{self.name}: label columns must be 1 or 0, but row {int(rows[at])} of split {split!r} has "
                 f"{columns.iloc[at, column]!r} in {names[column]!r}."
             )
         return tuple(tuple(name for name, on in zip(names, row, strict=True) if on) for row in holds)

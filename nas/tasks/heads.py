@@ -127,13 +127,18 @@ def find_head(problem: Problem) -> Head:
     return _HEADS[problem]
 
 
-def chosen_quality(quality: str, measures: tuple[Measure, ...]) -> str:
-    """The metric that a search maximises: the one that was asked for, the first where none was.
+def chosen_quality(quality: str, measures: tuple[Measure, ...], *, lower_is_better: bool = False) -> str:
+    """The metric that a search improves: the one that was asked for, the first where none was.
+
+    Args:
+        quality: What was asked for.
+        measures: The task's.
+        lower_is_better: Whether it may be one of which less is better.
 
     Raises:
-        ValueError: The metric is unknown, or lower values of it are better.
+        ValueError: The metric is unknown, or lower values of it are better where they must not be.
     """
-    known = [measure.name for measure in measures if measure.higher_is_better]
+    known = [measure.name for measure in measures if measure.higher_is_better or lower_is_better]
     if quality and quality not in known:
         raise ValueError(f"`quality` must be one of {', '.join(known)}, but got {quality!r}.")
     return quality or known[0]

@@ -83,6 +83,17 @@ def load_encoder(path: str) -> PreTrainedModel:
     return _load(AutoModel, path, may_miss=("pooler.",))
 
 
+def load_language_model(path: str) -> PreTrainedModel:
+    """A causal language model, in fp32 and evaluation mode.
+
+    Raises:
+        FileNotFoundError, ValueError: There is none, or weights are missing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, path)
+
+
 def load_classifier(
     path: str,
     classes: Sequence[str] | None = None,

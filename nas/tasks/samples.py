@@ -141,24 +141,15 @@ class TextSamples:
         import torch
 
         size = (workload.batch_size, workload.sequence_length)
-        special = set(self.tokenizer.all_special_ids)
-        ordinary = np.array([i for i in range(len(self.tokenizer)) if i not in special], dtype=np.int64)
-        ids = ordinary[np.random.default_rng(0).integers(0, len(ordinary), size)]
-        inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.ones(size, dtype=torch.int64)}
+        inputs = {"input_ids": ordinary_tokens(self.tokenizer, size)}
+        inputs["attention_mask"] = torch.ones(size, dtype=torch.int64)
         if "token_type_ids" in self.tokenizer.model_input_names:
             inputs["token_type_ids"] = torch.zeros(size, dtype=torch.int64)
         return inputs
 
     @cached_property
     def _tokenizer_text(self) -> str:
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            return f"{type(self.tokenizer).__name__}\n{sorted(self.tokenizer.get_vocab().items())}"
-        settings = json.loads(backend.to_str())
-        # Both are state that every call of the tokenizer changes, not content.
-        settings.pop("truncation", None)
-        settings.pop("padding", None)
-        return json.dumps(settings, sort_keys=True)
+        return tokenizer_text(self.tokenizer)
 
     def _split(self, split: str) -> Examples:
         if split not in self.examples:
@@ -185,6 +176,27 @@ class TextSamples:
         if self.words:
             arrays["words"] = np.concatenate([_word_starts(encoded.word_ids(row)) for row in range(len(ids))])
         return arrays
+
+
+def tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A tokenizer's content: what a cache of tokens knows it by."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return f"{type(tokenizer).__name__}\n{sorted(tokenizer.get_vocab().items())}"
+    settings = json.loads(backend.to_str())
+    # Both are state that every call of the tokenizer changes, not content.
+    settings.pop("truncation", None)
+    settings.pop("padding", None)
+    return json.dumps(settings, sort_keys=True)
+
+
+def ordinary_tokens(tokenizer: PreTrainedTokenizerBase, size: tuple[int, int]) -> torch.Tensor:
+    """Random tokens that are not special ones, int64 ``(batch, sequence)``, the same in every run."""
+    import torch
+
+    special = set(tokenizer.all_special_ids)
+    ordinary = np.array([i for i in range(len(tokenizer)) if i not in special], dtype=np.int64)
+    return torch.from_numpy(ordinary[np.random.default_rng(0).integers(0, len(ordinary), size)])
 
 
 def _word_starts(word_ids: Sequence[int | None]) -> NDArray[np.int32]:

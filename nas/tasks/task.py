@@ -108,8 +108,9 @@ class Task(Protocol):
 
         Args:
             model: A `transformers` model of the task's kind.
-            batch: The model's inputs.
-            names: Outputs wanted beyond the task's own (``embedding`` or ``logits``): ``hidden`` (the last hidden
+            batch: The model's inputs; of a language model also what it is asked about, where it is compared with a
+                teacher (see `nas.distillation.teacher.TeacherOutputs.inputs`).
+            names: Outputs wanted beyond the task's own (`main_output`): ``hidden`` (the last hidden
                 state, ``(samples, tokens, hidden)``) and ``hidden_states`` (after every block,
                 ``(blocks, samples, tokens, hidden)``).
         """
@@ -134,7 +135,7 @@ class Task(Protocol):
 
 
 def main_output(task: Task) -> str:
-    """The output that metrics read: ``embedding`` or ``logits``."""
+    """The output that metrics read: ``embedding``, ``logits``, ``next_token``, ..."""
     return tuple(task.deployed.values())[-1]
 
 

@@ -40,7 +40,7 @@ def test_names_are_those_that_other_tools_expect():
     graph = export_causal_onnx(tiny("llama", language_model=True)).graph
     blocks = 3
     past = [f"past_key_values.{index}.{part}" for index in range(blocks) for part in ("key", "value")]
-    assert [entry.name for entry in graph.input] == ["input_ids", "attention_mask", "position_ids", *past]
+    assert [entry.name for entry in graph.input] == ["input_ids", "attention_mask", *past]
     present = [f"present.{index}.{part}" for index in range(blocks) for part in ("key", "value")]
     assert [entry.name for entry in graph.output] == ["logits", *present]
     sizes = {
