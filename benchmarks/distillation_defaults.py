@@ -32,8 +32,8 @@ from nas.tasks.data import TextData
 from nas.tasks.task import Task
 from nas.tasks.text import SentenceEmbedding, TextClassification
 from search_spaces.calibrate import calibrate
-from search_spaces.families import ModelShape
 from search_spaces.library import Library
+from search_spaces.shapes import ModelShape
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import BlockConfig, SubnetConfig
 from search_spaces.supernet import Supernet

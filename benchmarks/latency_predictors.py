@@ -27,7 +27,7 @@ from latency_models.predictors import Prediction, SubnetPredictor, additive, aut
 from latency_models.scores import score, score_prediction
 from latency_models.shrinkage import ShrinkageModel
 from latency_models.transfer import fit_source, transfer
-from search_spaces.families import ModelShape
+from search_spaces.shapes import ModelShape
 from search_spaces.space import SearchSpace
 
 SIZES = {"HAT": (30, 100), "HW-GPT": (50, 200)}

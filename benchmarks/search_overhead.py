@@ -44,7 +44,7 @@ class Stopwatch:
 
 def space() -> SearchSpace:
     """Ten blocks of four dimensions: 40 parameters."""
-    from search_spaces.families import ModelShape
+    from search_spaces.shapes import ModelShape
     from search_spaces.space import SearchSpace
 
     hidden = SIZES["heads"] * SIZES["head_dim"]

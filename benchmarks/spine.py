@@ -124,7 +124,7 @@ def overhead(trials: int = 60) -> list[Result]:
     from nas.engine.objective import Objective
     from nas.engine.samplers import bind
     from nas.engine.search import Search
-    from search_spaces.families import ModelShape
+    from search_spaces.shapes import ModelShape
     from search_spaces.space import SearchSpace
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -24,7 +24,7 @@ from latency_models.device import Device
 from latency_models.measurement import Measurement
 from latency_models.results import CODE, EXPECTED, FORMAT, INPUTS, MANIFEST, RUNNER, SUMS, VERSION, ResultsError
 from search_spaces.cost import Workload
-from search_spaces.families import ModelShape
+from search_spaces.shapes import ModelShape
 from search_spaces.subnet import SubnetConfig
 
 if TYPE_CHECKING:

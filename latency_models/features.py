@@ -28,7 +28,7 @@ from latency_models.products import (
     totals,
 )
 from search_spaces.cost import Projection, Workload, costs, projections
-from search_spaces.families import ModelShape
+from search_spaces.shapes import ModelShape
 from search_spaces.subnet import PRECISIONS, RANKS, SubnetConfig, SubnetTable
 
 __all__ = [

@@ -23,7 +23,7 @@ from latency_models.intervals import Calibration, HeldOut, Model, folds_of, held
 from latency_models.residual import ResidualModel
 from latency_models.shrinkage import ShrinkageModel
 from search_spaces.cost import Workload
-from search_spaces.families import ModelShape
+from search_spaces.shapes import ModelShape
 from search_spaces.subnet import SubnetConfig, SubnetTable
 
 MIN_ROWS = 8

@@ -13,7 +13,7 @@ from latency_models.device import fingerprint_difference, fingerprint_id
 from latency_models.measurement import Measurement
 from search_spaces.canonical import canonical
 from search_spaces.cost import Workload
-from search_spaces.families import ModelShape
+from search_spaces.shapes import ModelShape
 from search_spaces.subnet import SubnetConfig
 
 SCHEMA = 1

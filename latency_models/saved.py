@@ -19,7 +19,7 @@ from latency_models.features import from_table
 from latency_models.predictors import PREDICTORS, CalibratedPredictor, SubnetPredictor
 from latency_models.transfer import Source, fit_source, transfer
 from search_spaces.cost import Workload
-from search_spaces.families import ModelShape
+from search_spaces.shapes import ModelShape
 from search_spaces.subnet import SubnetConfig
 
 FORMAT = 1

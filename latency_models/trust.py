@@ -17,7 +17,7 @@ from latency_models.features import Floats, from_table
 from latency_models.predictors import MIN_ROWS, SubnetPredictor, auto
 from latency_models.profile import DeviceProfile
 from search_spaces.cost import Workload
-from search_spaces.families import ModelShape
+from search_spaces.shapes import ModelShape
 from search_spaces.subnet import SubnetConfig
 
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)

@@ -274,7 +274,7 @@ class Elsewhere:
     def _header(manifest: Mapping[str, Any], fingerprint: Mapping[str, str]) -> Header:
         from latency_models.profile import Header
         from search_spaces.cost import Workload
-        from search_spaces.families import ModelShape
+        from search_spaces.shapes import ModelShape
 
         return Header(
             device=manifest["device"],

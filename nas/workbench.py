@@ -135,7 +135,7 @@ class Workbench:
             ValueError: A choice does not fit the teacher, or the device.
         """
         from latency_models.precisions import for_device
-        from search_spaces.families import ModelShape
+        from search_spaces.shapes import ModelShape
         from search_spaces.space import SearchSpace
 
         options = dict(self.config["space"])

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.cost import effective_rank
-from search_spaces.families import ModelShape
+from search_spaces.shapes import ModelShape
 from search_spaces.subnet import SKIPPED, BlockConfig, SubnetConfig, SubnetTable, saves
 
 Integers = NDArray[np.int64]

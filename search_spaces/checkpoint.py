@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from search_spaces.canonical import canonical
-from search_spaces.families import FAMILIES, ModelShape, family_of
+from search_spaces.families import FAMILIES, family_of
 from search_spaces.modeling_subnet import shrink, whole
+from search_spaces.shapes import ModelShape
 from search_spaces.stock import stock_config, write_modeling
 from search_spaces.subnet import SubnetConfig
 from search_spaces.surgery import subnet_changes

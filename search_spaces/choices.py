@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.families import ModelShape
+from search_spaces.shapes import ModelShape
 from search_spaces.subnet import PRECISIONS, RANKS
 
 Choice = int | str | bool

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from search_spaces.choices import SWITCHES, Choice, Dimension
-from search_spaces.families import FAMILIES, ModelShape
+from search_spaces.families import FAMILIES
+from search_spaces.shapes import ModelShape
 from search_spaces.subnet import RANKS
 
 

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from search_spaces.families import ModelFamily, ModelShape
+from search_spaces.families import ModelFamily
+from search_spaces.shapes import ModelShape
 from search_spaces.subnet import BlockConfig, saves
 
 Role = Literal["qkv", "attention_out", "ffn_in", "ffn_out"]

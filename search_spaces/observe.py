@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.compensate import Moments
-from search_spaces.families import ModelFamily, ModelShape, base_model, blocks_of, family_of
+from search_spaces.families import ModelFamily, base_model, blocks_of, family_of
+from search_spaces.shapes import ModelShape
 
 # Every eighth sequence chooses the damping and does not fit.
 HELD_OUT_EVERY = 8

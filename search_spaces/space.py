@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from search_spaces.canonical import canonical, canonical_table
 from search_spaces.choices import BLOCK_DIMENSIONS, MODEL_DIMENSIONS, SWITCHES, Choice, Dimension, resolve
-from search_spaces.families import ModelShape
 from search_spaces.homogeneous import restrict
+from search_spaces.shapes import ModelShape
 from search_spaces.subnet import RANKS, BlockConfig, SubnetConfig, SubnetTable, saves
 
 

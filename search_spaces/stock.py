@@ -15,7 +15,8 @@ import transformers
 from torch import nn
 
 from search_spaces import modeling_subnet
-from search_spaces.families import ModelFamily, ModelShape
+from search_spaces.families import ModelFamily
+from search_spaces.shapes import ModelShape
 from search_spaces.subnet import SubnetConfig
 
 MODELING_FILE = "modeling_subnet.py"

@@ -12,10 +12,11 @@ from transformers.pytorch_utils import Conv1D
 
 from search_spaces.canonical import canonical
 from search_spaces.elastic import ElasticLinear, LinearWeights
-from search_spaces.families import ModelFamily, ModelShape, blocks_of, blocks_path, family_of, projection_weights
+from search_spaces.families import ModelFamily, blocks_of, blocks_path, family_of, projection_weights
 from search_spaces.layout import ProjectionLayout, layouts, prefixes
 from search_spaces.library import Library
 from search_spaces.quantized import SIMULATED, Padding, QuantizedProjection
+from search_spaces.shapes import ModelShape
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import BlockConfig, SubnetConfig
 from search_spaces.surgery import Sublayers, keep_blocks, set_remembered

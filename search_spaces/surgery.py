@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from search_spaces import modeling_subnet
-from search_spaces.families import ModelFamily, ModelShape, family_of
+from search_spaces.families import ModelFamily, family_of
 from search_spaces.layout import layouts
+from search_spaces.shapes import ModelShape
 from search_spaces.subnet import BlockConfig, SubnetConfig
 
 

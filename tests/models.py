@@ -14,7 +14,7 @@ from transformers import (
     BertModel,
 )
 
-from search_spaces.families import ModelShape
+from search_spaces.shapes import ModelShape
 from search_spaces.space import SearchSpace
 
 

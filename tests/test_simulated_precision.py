@@ -15,7 +15,7 @@ from nas.tasks.data import TextData
 from nas.tasks.text import SentenceEmbedding
 from search_spaces.calibrate import calibrate
 from search_spaces.cost import Workload
-from search_spaces.families import ModelShape
+from search_spaces.shapes import ModelShape
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import SKIPPED, BlockConfig, SubnetConfig
 from search_spaces.supernet import Supernet

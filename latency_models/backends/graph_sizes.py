@@ -18,7 +18,8 @@ import numpy as np
 
 from latency_models.backends.graph_places import GraphTemplateError
 from latency_models.backends.onnx import scopes_of
-from search_spaces.families import FAMILIES, ModelShape, blocks_of, family_of
+from search_spaces.families import FAMILIES, blocks_of, family_of
+from search_spaces.shapes import ModelShape
 from search_spaces.subnet import BlockConfig
 from search_spaces.surgery import keep_blocks, reshape_block
 

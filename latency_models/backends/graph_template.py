@@ -34,7 +34,8 @@ from latency_models.backends.graph_sizes import (
     twin,
 )
 from latency_models.backends.onnx import DEFAULT_OPSET, clean, export_ir, takes_cache
-from search_spaces.families import ModelShape, blocks_of, blocks_path
+from search_spaces.families import blocks_of, blocks_path
+from search_spaces.shapes import ModelShape
 
 __all__ = ["GraphTemplate", "GraphTemplateError"]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from latency_models.device import Device
-    from search_spaces.families import ModelShape
+    from search_spaces.shapes import ModelShape
     from search_spaces.subnet import SubnetConfig
 
 Rule = Literal["difference", "cosine", "tokens"]

@@ -16,7 +16,7 @@ from nas.export.model_card import CARD_FILE, Card, render_card
 from nas.export.reference import Reference, as_numpy
 from nas.export.verify import Check, ExportError, Tolerances, verify
 from search_spaces.cost import Workload
-from search_spaces.families import ModelShape
+from search_spaces.shapes import ModelShape
 from search_spaces.subnet import SubnetConfig
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from latency_models.profiler import Profiler
 from nas.__main__ import COMMANDS
 from nas.config import ConfigError, build, check_arguments, conf_dir, find_type
 from search_spaces.cost import Workload
-from search_spaces.families import ModelShape
+from search_spaces.shapes import ModelShape
 from search_spaces.space import SearchSpace
 from tests.models import tiny_bert
 

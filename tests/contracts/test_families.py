@@ -27,8 +27,9 @@ from search_spaces.checkpoint import load_subnet, save_subnet
 from search_spaces.cost import Workload, costs
 from search_spaces.counting import example
 from search_spaces.fake_quantize import fake_quantized
-from search_spaces.families import FAMILIES, ModelShape, blocks_of, family_of, projection_weights
+from search_spaces.families import FAMILIES, blocks_of, family_of, projection_weights
 from search_spaces.library import Library
+from search_spaces.shapes import ModelShape
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import SKIPPED, SubnetConfig
 from search_spaces.supernet import Supernet

@@ -15,7 +15,7 @@ from nas.engine.limits import Objectives, resolve_limits
 from nas.engine.objective import Objective
 from nas.engine.samplers import bind
 from nas.engine.search import Search
-from search_spaces.families import ModelShape
+from search_spaces.shapes import ModelShape
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import SubnetConfig, SubnetTable
 

@@ -16,7 +16,7 @@ from nas.evaluation.efficiency import Deployed, count_macs, measure_efficiency
 from nas.tasks.deployed import GraphModel
 from nas.tasks.text import SentenceEmbedding, TextClassification
 from search_spaces.cost import Workload, cost
-from search_spaces.families import ModelShape
+from search_spaces.shapes import ModelShape
 from search_spaces.space import SearchSpace
 from tests.models import tiny_bert
 from tests.tasks.test_kinds import regression

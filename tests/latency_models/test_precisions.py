@@ -6,7 +6,7 @@ import pytest
 
 from latency_models.device import Device
 from latency_models.precisions import for_device, judged_precision
-from search_spaces.families import ModelShape
+from search_spaces.shapes import ModelShape
 from search_spaces.space import SearchSpace
 from tests.models import tiny_bert
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from search_spaces.canonical import canonical
 from search_spaces.cost import Workload, cost, costs
-from search_spaces.families import ModelShape, family_of
+from search_spaces.families import family_of
+from search_spaces.shapes import ModelShape
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import SKIPPED, BlockConfig, SubnetConfig, SubnetTable
 from tests.models import tiny_bert, tiny_space
