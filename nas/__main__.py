@@ -35,6 +35,11 @@ PURPOSES: dict[str, tuple[str, ...]] = {
 }
 
 USAGE_ERROR, FAILURE = 2, 1
+# Of ours and of Hydra's.
+FLAGS = (
+    *("--help", "-h", "--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--run", "-r"),
+    *("--config-dir", "-cd", "--hydra-help", "--experimental-rerun", "--shell-completion", "-sc"),
+)
 # Mappings whose keys are the user's own: Hydra would ask for a `+` before each of them.
 OPEN_MAPPINGS = ("objectives.constraints.", "objectives.goals.", "under.", "device.options.", "space.overrides.")
 
@@ -94,6 +99,12 @@ def run(arguments: list[str]) -> int:
         from nas.config import suggestion
 
         return _fail(f"unknown command {command!r}; known are {', '.join(COMMANDS)}.{suggestion(command, COMMANDS)}")
+    return _run_command(command, overrides, debug=debug)
+
+
+def _run_command(command: str, overrides: list[str], *, debug: bool) -> int:
+    if unknown := [text for text in overrides if text.startswith("-") and text.partition("=")[0] not in FLAGS]:
+        return _fail(f"unknown flag {unknown[0]!r}; options are written name=value, `nas {command} --help` lists them.")
     if {"--help", "-h"} & set(overrides):
         return _print_help(command, [o for o in overrides if o not in ("--help", "-h")])
     return _guarded(lambda: _run_hydra(command, overrides), command, debug=debug)
@@ -182,6 +193,8 @@ def _guarded(action: Callable[[], None], command: str, *, debug: bool) -> int:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}; is the path right, and may it be written?"
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -198,6 +211,8 @@ def _explain_override(command: str, error: Exception) -> str:
         group, name = found[1], found[2]
         options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
         return f"unknown {group} {name!r}; known are {', '.join(options)}.{suggestion(name, options)}"
+    if found := re.search(r"Error parsing override '([^']*)' missing EQUAL", text):
+        return f"options are written name=value, but got {found[1]!r}; `nas {command} --help` lists them."
     if found := re.search(r"Missing mandatory value: (\S+)", text):
         name = getattr(error, "full_key", None) or found[1]
         return f"`{name}` must be given, for example: nas {command} {name}=VALUE"

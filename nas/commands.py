@@ -35,10 +35,13 @@ def devices(config: DictConfig) -> None:
 
 def profile(config: DictConfig) -> None:
     """Measure subnets on the device, fit its predictor, and print the scorecard."""
+    from latency_models.backends.base import check_installed
     from nas.measuring import DeviceBench
     from nas.scorecard import print_profile
 
-    print_profile(DeviceBench(Workbench(plain(config))))
+    bench = Workbench(plain(config))
+    check_installed(bench.device)
+    print_profile(DeviceBench(bench))
 
 
 def bundle(config: DictConfig) -> None:
@@ -76,6 +79,7 @@ def train(config: DictConfig) -> None:
 
 def search(config: DictConfig) -> None:
     """Search, export the best subnets, measure them and report: does whatever is missing."""
+    from latency_models.backends.base import check_installed
     from nas.engine.storage import hide_password
     from nas.finishing import Finish
     from nas.measuring import DeviceBench
@@ -85,6 +89,7 @@ def search(config: DictConfig) -> None:
     bench = Workbench(plain(config))
     if bench.config["study"] == "smoke":
         make_smoke_assets(bench.root / "smoke")
+    check_installed(bench.device)
     stages = SearchBench(bench, DeviceBench(bench))
     stages.directory.mkdir(parents=True, exist_ok=True)
     found = stages.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,9 @@ def print_pareto(config: Mapping[str, Any], directory: Path) -> None:
     """
     from rich.console import Console
 
-    chosen = check_pick(config["pick"]) if config["pick"] else None
+    chosen = config["pick"]
+    if chosen is not None and not str(chosen).isdecimal():
+        check_pick(chosen)
     _, front, objectives = read_front(storage_of(config, directory), str(config["study"]), directory)
     measured = measured_latencies(directory)
     console = Console()
@@ -83,7 +86,9 @@ def read_front(
         directions = ["maximize" if d.name == "MAXIMIZE" else "minimize" for d in study.directions]
         names = study.metric_names or [f"value {index}" for index in range(len(directions))]
     except KeyError:
-        raise ValueError(f"{opened.described}: has no study {name!r}.") from None
+        raise ValueError(
+            f"{opened.described}: has no study {name!r}; a search begins it when the device is profiled."
+        ) from None
     finally:
         opened.disconnect()
     objectives = Objectives(dict(zip(names, directions, strict=True)))
@@ -100,8 +105,13 @@ def measured_latencies(directory: Path) -> dict[SubnetConfig, dict[str, float]]:
     path = directory / DATA_NAME
     if not path.is_file():
         return {}
+    try:
+        models = Report.load(path).models
+    except ValueError as error:
+        print(f"nas: nothing measured is shown, because {error}", file=sys.stderr)
+        return {}
     found: dict[SubnetConfig, dict[str, float]] = {}
-    for row in Report.load(path).models:
+    for row in models:
         if row.measured is not None and row.role == "front":
             found.setdefault(row.subnet, {})[row.precision] = row.measured.p50_ms
     return found

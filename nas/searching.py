@@ -54,6 +54,9 @@ class SearchBench:
         self.bench = bench
         self.device = device
         self.settings = bench.config["search"]
+        number = self.settings["num_trials"]
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"`search.num_trials` must be a whole number >= 1, but got {number!r}.")
         self.directory = study_directory(bench)
 
     @cached_property

@@ -103,6 +103,21 @@ def backend_entry(name: str) -> BackendEntry:
     return BACKENDS[name]
 
 
+def check_installed(device: Device) -> BackendEntry:
+    """Refuse a device of this machine whose runtime is not there, before anything is done for it.
+
+    Raises:
+        ValueError: There is no backend of that name.
+        BackendError: It is not installed.
+    """
+    entry = backend_entry(device.backend)
+    if device.transport == "local" and all(library_version(name) is None for name in entry.distributions):
+        raise BackendError(
+            f"device {device.name!r}: {device.backend} is not installed; run `pip install {entry.install}`."
+        )
+    return entry
+
+
 def make_backend(device: Device) -> Backend:
     """The backend of a device.
 
@@ -110,13 +125,9 @@ def make_backend(device: Device) -> Backend:
         ValueError: There is no backend of that name.
         BackendError: It is not installed, or has no such provider, precision or option.
     """
-    entry = backend_entry(device.backend)
+    entry = check_installed(device)
     if device.transport != "local":
         raise BackendError(f"device {device.name!r}: is another machine; only a bundle can be measured on it.")
-    if all(library_version(name) is None for name in entry.distributions):
-        raise BackendError(
-            f"device {device.name!r}: {device.backend} is not installed; run `pip install {entry.install}`."
-        )
     backend: Backend = getattr(importlib.import_module(entry.module), entry.factory)(device)
     return backend
 

@@ -113,7 +113,7 @@ def shown(front: Sequence[Candidate], objectives: Objectives, count: int = 10) -
 
 
 def pick(
-    front: Sequence[Candidate], objectives: Objectives, which: str, under: Mapping[str, float] | None = None
+    front: Sequence[Candidate], objectives: Objectives, which: str | int, under: Mapping[str, float] | None = None
 ) -> Candidate:
     """One candidate of a front by name.
 
@@ -121,15 +121,17 @@ def pick(
         front: Where to pick from.
         objectives: What the front optimises.
         which: ``knee`` (best compromise), ``fastest`` (least ``latency_ms``, else ``macs``), ``smallest`` (fewest
-            ``parameters``) or ``best_under`` (best first goal among those that keep to ``under``).
+            ``parameters``), ``best_under`` (best first goal among those that keep to ``under``), or a trial's number.
         under: For ``best_under``: name -> upper bound, e.g. ``{"latency_ms": 12.0}``.
 
     Raises:
         ValueError: The front is empty, the name is unknown, or no candidate keeps to the bounds.
     """
-    name = check_pick(which)
     if not front:
         raise ValueError("pick: the Pareto front is empty: no feasible candidate was evaluated.")
+    if str(which).isdecimal():
+        return _of_number(front, int(which))
+    name = check_pick(which)
     if name == "knee":
         return front[knee(losses_of(front, objectives))]
     if name == "smallest":
@@ -139,9 +141,18 @@ def pick(
         column = "latency_ms" if has_latency else "macs"
         return min(front, key=lambda candidate: candidate.number_of(column))
     if not under:
-        raise ValueError("pick: best_under needs a bound, e.g. under={'latency_ms': 12}.")
+        raise ValueError("pick: best_under needs a bound, such as under.latency_ms=12.")
     able = [c for c in front if all(c.number_of(key) <= bound for key, bound in under.items())]
     if not able:
         nearest = {key: min(c.number_of(key) for c in front) for key in under}
-        raise ValueError(f"pick: no candidate keeps to {dict(under)}; the least on the front are {nearest}.")
+        least = ", ".join(f"{key}={value:.4g}" for key, value in nearest.items())
+        raise ValueError(f"pick: no candidate keeps to {dict(under)}; the least on the front are {least}.")
     return min(able, key=lambda candidate: losses_of([candidate], objectives)[0, 0])
+
+
+def _of_number(front: Sequence[Candidate], number: int) -> Candidate:
+    for candidate in front:
+        if candidate.number == number:
+            return candidate
+    known = ", ".join(str(candidate.number) for candidate in front)
+    raise ValueError(f"pick: trial {number} is not on the front; those on it are {known}.")

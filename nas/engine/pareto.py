@@ -179,7 +179,7 @@ def spread(losses: Floats, count: int) -> list[int]:
     return [index for index in order if index in set(chosen)]
 
 
-def check_pick(pick: str) -> Pick:
+def check_pick(pick: str | int) -> Pick:
     """The same name, once it is known to be one.
 
     Raises:
@@ -188,4 +188,4 @@ def check_pick(pick: str) -> Pick:
     for known in get_args(Pick):
         if pick == known:
             return known  # type: ignore[no-any-return]
-    raise ValueError(f"`pick` must be one of {', '.join(get_args(Pick))}, but got {pick!r}.")
+    raise ValueError(f"`pick` must be one of {', '.join(get_args(Pick))}, or a trial's number, but got {pick!r}.")

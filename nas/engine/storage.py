@@ -64,7 +64,16 @@ class JournalFile:
                 offset += len(line)
                 if number >= log_number_from:
                     self._read_to = (number + 1, offset)
-                    yield json.loads(line)
+                    yield self._parsed(line, number)
+
+    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            log: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path}: line {number + 1} is damaged ({error}); take it out, or put a copy of the file back."
+            ) from None
+        return log
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Write lines at the end, all or none.

@@ -78,7 +78,8 @@ class Cut:
             sizes = ", ".join(f"{split} {self._size(split, total)}" for split in missing)
             raise ValueError(
                 f"{name}: the splits ({sizes}, and train) need at least {needed} different samples, but there are "
-                f"{len(pool)}. Give more data or smaller numbers, such as `validation: 0.2`."
+                f"{len(pool)}. Give more data or smaller splits; shares hold for any size: "
+                + " ".join(f"task.data.{split}=0.2" for split in missing)
             )
         start = 0
         for split in missing:

@@ -238,6 +238,16 @@ def test_training_the_supernet_keeps_the_teacher(searched, root, capsys):
             ["search", "experiment=smoke", "root={root}", "workload.sequence_length=999", "study=f"],
             "`workload.sequence_length` must be at most",
         ),
+        (
+            ["search", "experiment=smoke", "root={root}", "search.num_trials=-3", "study=g"],
+            "`search.num_trials` must be",
+        ),
+        (
+            ["search", "experiment=smoke", "root={root}", "nonsense"],
+            "options are written name=value, but got 'nonsense'",
+        ),
+        (["search", "experiment=smoke", "root={root}", "--bogus"], "unknown flag '--bogus'"),
+        (["search", "experiment=smoke", "root=/proc/nowhere"], "is the path right, and may it be written?"),
         (["search", "experiment=smoke", "root={root}", "study=a/b"], "`study` must be a plain name"),
         (
             ["search", "experiment=smoke", "root={root}", "study=d", "+objectives.constraints.latency_ms=0.0001"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import optuna
@@ -46,12 +47,35 @@ def test_pareto_shows_a_picked_member_block_by_block(searched, root, capsys):
     assert "1 of" in capsys.readouterr().out
 
 
+def test_a_member_is_picked_by_its_trial(searched, root, capsys):
+    assert searched.is_dir()
+    assert run(["pareto", f"root={root}", "study=smoke", "pick=fastest"]) == 0
+    number = next(line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("\u2502"))
+    assert run(["pareto", f"root={root}", "study=smoke", f"pick={number}"]) == 0
+    assert "blocks are left" in capsys.readouterr().out
+
+
+def test_damaged_files_of_a_study_are_named(searched, root, tmp_path, capsys):
+    copy = Path(shutil.copytree(searched, tmp_path / "smoke"))
+    (copy / "report.json").write_text((searched / "report.json").read_text()[:999])
+    assert run(["pareto", f"root={tmp_path}", "study=smoke"]) == 0
+    said = capsys.readouterr()
+    assert "knee" in said.out
+    assert "nothing measured is shown" in said.err
+    with (copy / "journal.log").open("a") as file:
+        file.write("garbage{{\n")
+    count = len((copy / "journal.log").read_text().splitlines())
+    assert run(["pareto", f"root={tmp_path}", "study=smoke"]) == 2
+    assert f"line {count} is damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["study=nothing"], "`study` must be one of those below"),
         (["study=smoke", "pick=nicest"], "`pick` must be one of knee"),
-        (["study=smoke", "pick=best_under"], "needs a bound"),
+        (["study=smoke", "pick=best_under"], "needs a bound, such as under.latency_ms=12"),
+        (["study=smoke", "pick=99999"], "pick: trial 99999 is not on the front; those on it are"),
         (["study=smoke", "pick=best_under", "under.latency_ms=0.0001"], "no candidate keeps to"),
     ],
 )
