@@ -154,7 +154,7 @@ class TestMistakes:
 
     def test_too_few_samples(self, csv: str) -> None:
         with pytest.raises(
-            ValueError, match=r"need at least 3513 different samples, but there are 60.*smaller numbers"
+            ValueError, match=r"need at least 3513 different samples, but there are 60.*smaller splits"
         ):
             TextData(csv).read()
 
