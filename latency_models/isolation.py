@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from types import ModuleType
 from typing import Any, TypeVar
 
 from latency_models.backends.base import BackendError
@@ -71,9 +74,21 @@ def _start(target: Callable[[Connection], None]) -> tuple[multiprocessing.proces
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=target, args=(theirs,), daemon=True)
-    process.start()
+    with _without_main():
+        process.start()
     theirs.close()
     return process, ours
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep a new process from running the script that started it once more: a notebook's has no guard against it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _ask(process: multiprocessing.process.BaseProcess, pipe: Connection, question: Any) -> Any:

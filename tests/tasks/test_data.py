@@ -153,9 +153,7 @@ class TestMistakes:
             TextData(csv, text_column="sentence").read()
 
     def test_too_few_samples(self, csv: str) -> None:
-        with pytest.raises(
-            ValueError, match=r"need at least 3513 different samples, but there are 60.*smaller splits"
-        ):
+        with pytest.raises(ValueError, match=r"need at least 3513 different samples, but there are 60.*smaller splits"):
             TextData(csv).read()
 
     def test_bytes_of_another_encoding_name_the_line(self, tmp_path: Path) -> None:
