@@ -337,12 +337,13 @@ def module_job(target: DeviceBench, module: Any) -> Callable[..., Any]:
 
 def speedups(measured: Mapping[str, Measurement], reference: str) -> Iterator[Result]:
     """Latency and paired speed-up over the reference of every model."""
-    from nas.workbench import median_ratio
+    from latency_models.measurement import speedup
 
     for key, found in measured.items():
         yield Result(f"{key}: latency", found.p50, "ms", found.n, found.minimum, found.p90)
-        ratio = median_ratio(list(found.reference), list(found.samples))
-        yield Result(f"{key}: speed-up over {reference}", ratio[0], "x", found.n, ratio[1], ratio[2])
+        ratio = speedup(found)
+        assert ratio is not None
+        yield Result(f"{key}: speed-up over {reference}", ratio.value, "x", found.n, ratio.low, ratio.high)
 
 
 def embeddings(export: Export, device: Any, file: Path, count: int = TEXTS) -> np.ndarray[Any, Any]:

@@ -25,10 +25,11 @@ from latency_models.backends.base import make_backend
 from latency_models.backends.graph_students import student_graph
 from latency_models.backends.quantize import quantize_int8
 from latency_models.device import Device
+from latency_models.measurement import speedup
 from latency_models.profiler import Profiler
 from nas.evaluation.evaluate import evaluate_model, evaluate_run, onnx_run
 from nas.searching import SearchBench
-from nas.workbench import Workbench, median_ratio
+from nas.workbench import Workbench
 from search_spaces.subnet import SKIPPED, BlockConfig, SubnetConfig
 
 HALF = "50% encoder parameters"
@@ -181,7 +182,9 @@ class Comparison:
         profiler = Profiler(warmup_seconds=0.2, burst=5, min_visits=10, max_seconds=2.0, chunk_size=8, retries=0)
         for index, found in profiler.measure(jobs, reference):
             entries[index].latency_ms, entries[index].samples = found.p50, found.n
-            entries[index].speedup = median_ratio(list(found.reference), list(found.samples))
+            ratio = speedup(found)
+            assert ratio is not None
+            entries[index].speedup = (ratio.value, ratio.low, ratio.high)
 
     @property
     def _blocks(self) -> int:

@@ -24,7 +24,7 @@ import numpy as np
 from common import Result
 from numpy.typing import NDArray
 
-from latency_models.measurement import Measurement
+from latency_models.measurement import Measurement, speedup
 from nas.engine.candidates import Candidate, pareto_front, shown
 from nas.searching import SearchBench
 from search_spaces.subnet import SubnetConfig
@@ -209,15 +209,23 @@ def teacher_speed(
     arm: SearchBench, precision: str, measured: Measurement, cosines: Floats, context: dict[str, Any]
 ) -> Result:
     """What a precision alone gains: the teacher's blocks in it, against the fp32 teacher beside it."""
-    from nas.workbench import median_ratio
-
-    value, low, high = median_ratio(list(measured.reference), list(measured.samples))
+    ratio = speedup(measured)
+    assert ratio is not None
     sizes = [
         arm.device.graph(subnet).ByteSize() / 1e6
         for subnet in (arm.bench.space.teacher, arm.bench.space.teacher.on_device(precision))
     ]
     anchor = f"cosine {cosines.mean():.4f}; {sizes[1]:.1f} MB of {sizes[0]:.1f} MB in fp32"
-    return Result(f"teacher with {precision} blocks against fp32", value, "x", measured.n, low, high, anchor, context)
+    return Result(
+        f"teacher with {precision} blocks against fp32",
+        ratio.value,
+        "x",
+        measured.n,
+        ratio.low,
+        ratio.high,
+        anchor,
+        context,
+    )
 
 
 def simulated(found: Iterable[tuple[Floats, float]], context: dict[str, Any]) -> Result:

@@ -44,30 +44,21 @@ class Stopwatch:
 
 def space() -> SearchSpace:
     """Ten blocks of four dimensions: 40 parameters."""
+    import torch
+    from transformers import BertConfig, BertModel
+
     from search_spaces.shapes import ModelShape
     from search_spaces.space import SearchSpace
 
-    hidden = SIZES["heads"] * SIZES["head_dim"]
-    shape = ModelShape(
-        family="bert",
-        hidden_size=hidden,
-        num_blocks=BLOCKS,
-        heads=SIZES["heads"],
-        kv_heads=SIZES["heads"],
-        head_dim=SIZES["head_dim"],
-        ffn=SIZES["ffn"],
-        gated=False,
-        bias_qkv=True,
-        bias_attention_out=True,
-        bias_ffn_in=True,
-        bias_ffn_out=True,
-        block_other_parameters=4 * hidden,
-        other_parameters=1000,
-        head_macs_per_token=0,
-        head_macs_per_sequence=0,
+    config = BertConfig(
+        hidden_size=SIZES["heads"] * SIZES["head_dim"],
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=SIZES["heads"],
+        intermediate_size=SIZES["ffn"],
         vocab_size=100,
-        causal=False,
     )
+    with torch.device("meta"):
+        shape = ModelShape.from_model(BertModel(config))
     choices = {"skip": [True, False], "heads": [1, 2, 3, 4], "ffn": [16, 32, 48, 64], "rank_qkv": [0, 4, 8]}
     return SearchSpace.from_choices(shape, choices)
 

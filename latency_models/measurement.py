@@ -95,6 +95,32 @@ class Measurement:
         return float(np.median(np.divide(self.samples, self.reference))) * self.reference_level
 
 
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times faster a model is than its reference: the median of paired ratios with a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def speedup(measured: Measurement, seed: int = 0) -> Ratio | None:
+    """How many times faster a model was than the reference beside it; None where there was none.
+
+    Args:
+        measured: Samples, each with the reference's beside it.
+        seed: Of the bootstrap that the interval is of.
+    """
+    if not measured.reference:
+        return None
+    ratios = np.divide(measured.reference, measured.samples)
+    generator = np.random.default_rng(seed)
+    medians = np.median(generator.choice(ratios, size=(1000, len(ratios))), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    value = float(np.median(ratios))
+    return Ratio(value, min(float(low), value), max(float(high), value))
+
+
 def median_interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
     """Distribution-free confidence interval of a median by the sign test.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latency_models.measurement import speedup
 from nas.engine.candidates import Candidate, shown
 from nas.export.artefacts import MIXED
 from nas.reporting import make_report
@@ -18,7 +19,6 @@ from nas.reports.data import (
     Report,
 )
 from nas.searching import Found, SearchBench
-from nas.workbench import median_ratio
 from search_spaces.cost import cost
 from search_spaces.subnet import SubnetConfig
 
@@ -263,6 +263,5 @@ def _latency(measured: Measurement) -> MeasuredLatency:
 
 
 def _speedup(measured: Measurement, seed: int) -> Interval | None:
-    if not measured.reference:
-        return None
-    return Interval(*median_ratio(list(measured.reference), list(measured.samples), seed))
+    found = speedup(measured, seed)
+    return None if found is None else Interval(found.value, found.low, found.high)

@@ -15,8 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from nas.config import build, check_arguments
 from nas.progress import Mode, Progress
 from nas.reports.data import StageTiming
@@ -296,13 +294,3 @@ def _set_threads(threads: int | None) -> None:
         if threads < 1:
             raise ValueError(f"`torch_threads` must be at least 1, but got {threads}.")
         torch.set_num_threads(threads)
-
-
-def median_ratio(slow: list[float], fast: list[float], seed: int = 0) -> tuple[float, float, float]:
-    """Median of paired ratios ``slow[i] / fast[i]`` with a bootstrap 95 % interval: value, low, high."""
-    ratios = np.asarray(slow) / np.asarray(fast)
-    generator = np.random.default_rng(seed)
-    medians = np.median(generator.choice(ratios, size=(1000, len(ratios))), axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
-    value = float(np.median(ratios))
-    return value, min(float(low), value), max(float(high), value)

@@ -14,6 +14,10 @@ from torch import nn
 from nas.distillation.losses import Distiller
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
     from nas.distillation.teacher import TeacherOutputs
     from nas.progress import Progress
     from nas.tasks.task import Task
@@ -120,7 +124,6 @@ def distil(
     _check(task, teacher, distiller, steps, minutes)
     parameters = _trainable(model, freeze_embeddings=training.freeze_embeddings)
     optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True)
-    wanted = distiller.needs
     losses: list[float] = []
     started = time.monotonic()
     # Evaluation mode all along: a student that must imitate exact outputs is only disturbed by dropout.
@@ -131,14 +134,7 @@ def distil(
             if spent >= 1:
                 break
             _set_learning_rate(optimizer, training, spent, len(losses), steps)
-            if teacher is not None and wanted:
-                batch, targets = teacher.inputs(split, rows), teacher.batch(split, rows)
-            else:
-                batch, targets = task.samples.batch(split, rows), {}
-            with forward_precision(training.precision):
-                outputs = {name: value.float() for name, value in task.outputs(model, batch, wanted).items()}
-            if (labels := task.samples.labels(split)) is not None:
-                batch["labels"] = torch.from_numpy(labels[rows])
+            outputs, targets, batch = _outputs(model, task, teacher, distiller, training.precision, split, rows)
             loss = distiller(outputs, targets, batch, blocks)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -156,6 +152,29 @@ def distil(
         model.requires_grad_(True)  # noqa: FBT003  (torch's own signature.)
         model.zero_grad(set_to_none=True)
     return Trained(tuple(losses), time.monotonic() - started)
+
+
+def _outputs(
+    model: nn.Module,
+    task: Task,
+    teacher: TeacherOutputs | None,
+    distiller: Distiller,
+    precision: ForwardPrecision,
+    split: str,
+    rows: NDArray[np.int64],
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """What the student says of some samples, what the teacher said, and the samples with their labels."""
+    wanted = distiller.needs
+    if teacher is not None and wanted:
+        batch, targets = teacher.inputs(split, rows), teacher.batch(split, rows)
+    else:
+        batch, targets = dict(task.samples.batch(split, rows)), {}
+    with forward_precision(precision):
+        outputs = {name: value.float() for name, value in task.outputs(model, batch, wanted).items()}
+    # Only now: among its inputs, labels would make the model compute a loss of its own.
+    if (labels := task.samples.labels(split)) is not None:
+        batch["labels"] = torch.from_numpy(labels[rows])
+    return outputs, targets, batch
 
 
 def _check(

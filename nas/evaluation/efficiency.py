@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from latency_models.measurement import speedup
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from latency_models.backends.base import Run
     from latency_models.device import Device
     from latency_models.measurement import Measurement
+    from latency_models.meters import EnergyMeter
     from latency_models.profiler import Profiler
     from search_spaces.cost import Workload
 
@@ -64,7 +67,7 @@ def measure_efficiency(
         (millijoules with its source); what cannot be measured or counted is None.
     """
     from latency_models.backends.base import as_arrays
-    from latency_models.meters import find_energy_meter, measure_energy, peak_memory_mb, throughput
+    from latency_models.meters import find_energy_meter, peak_memory_mb, throughput
     from latency_models.subnet_compiler import compile_model
 
     say = say or (lambda _: None)
@@ -78,31 +81,40 @@ def measure_efficiency(
     found: dict[int, Measurement] = dict(profiler.measure(list(enumerate(jobs)), job(reference)))
     meter = find_energy_meter(device)
     sections = []
-    for index, model in enumerate(models):
-        measured = found[index]
+    for index, (model, run) in enumerate(zip(models, jobs, strict=True)):
         if memory:
             say(f"memory of {model.name}")
-        energy = None
-        if meter is not None:
-            counted = measure_energy(jobs[index](), meter, seconds=seconds)
-            energy = {"millijoules": counted.millijoules, "runs": counted.runs, "source": counted.source}
         sections.append(
             {
-                "latency_ms": {
-                    **{name: measured.quantile(share) for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))},
-                    "min": measured.minimum,
-                    "n": measured.n,
-                },
-                "speedup": _speedup(measured, profiler.settings.seed),
-                "throughput": throughput(workload, measured.p50),
-                "peak_memory_mb": peak_memory_mb(jobs[index]) if memory else None,
+                **_timing(found[index], profiler.settings.seed),
+                "throughput": throughput(workload, found[index].p50),
+                "peak_memory_mb": peak_memory_mb(run) if memory else None,
                 "size_mb": _size_mb(model.graph),
                 "parameters": None if model.module is None else sum(p.numel() for p in model.module.parameters()),
                 "macs": None if model.module is None else count_macs(model.module, inputs),
-                "energy": energy,
+                "energy": None if meter is None else _energy(run, meter, seconds),
             }
         )
     return sections
+
+
+def _timing(measured: Measurement, seed: int) -> dict[str, Any]:
+    ratio = speedup(measured, seed)
+    return {
+        "latency_ms": {
+            **{name: measured.quantile(share) for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))},
+            "min": measured.minimum,
+            "n": measured.n,
+        },
+        "speedup": None if ratio is None else asdict(ratio),
+    }
+
+
+def _energy(run: Callable[[], Run], meter: EnergyMeter, seconds: float) -> dict[str, Any]:
+    from latency_models.meters import measure_energy
+
+    counted = measure_energy(run(), meter, seconds=seconds)
+    return {"millijoules": counted.millijoules, "runs": counted.runs, "source": counted.source}
 
 
 def count_macs(module: nn.Module, inputs: Mapping[str, Any]) -> int:
@@ -129,12 +141,3 @@ def _size_mb(graph: Path) -> float:
     """Of the file, and of the weights beside it where they have one of their own."""
     files = [graph, *graph.parent.glob(f"{graph.name}.data"), *graph.parent.glob(f"{graph.name}_data")]
     return sum(file.stat().st_size for file in files) / 1e6
-
-
-def _speedup(measured: Measurement, seed: int) -> dict[str, float] | None:
-    from nas.workbench import median_ratio
-
-    if not measured.reference:
-        return None
-    value, low, high = median_ratio(list(measured.reference), list(measured.samples), seed)
-    return {"value": value, "low": low, "high": high}

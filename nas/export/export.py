@@ -112,21 +112,13 @@ def export_candidate(
     told = {**_metadata(subnet, title, teacher), **(metadata or {})}
     try:
         _write_model(model, subnet, shape, task, aside, whole="transformers" in formats, metadata=told)
-        graph = graph if graph is not None or not artefacts else deployed_graph(model, task)
-        calibration = calibration_inputs(task, calibration_samples) if artefacts else ()
-        for artefact in artefacts:
+        if artefacts:
+            graph = graph if graph is not None else deployed_graph(model, task)
+            calibration = calibration_inputs(task, calibration_samples)
+        for row in artefacts:
             assert graph is not None
-            write_artefact(artefact, graph, aside, calibration=calibration, metadata=told, device=device, blocks=blocks)
-        card = Card(
-            name=title,
-            teacher=teacher,
-            kind=task.kind,
-            subnet=subnet,
-            output=task.output_names[-1],
-            max_length=task.samples.max_length,
-            graphs=tuple(artefact.file for artefact in artefacts if artefact.format == "onnx"),
-        )
-        (aside / "card.json").write_text(card.to_json(), encoding="utf-8")
+            write_artefact(row, graph, aside, calibration=calibration, metadata=told, device=device, blocks=blocks)
+        (aside / "card.json").write_text(_card(title, teacher, task, subnet, artefacts).to_json(), encoding="utf-8")
         checks = verify(aside, Reference.from_model(model, task, split), tolerances)
         write_metrics(aside, metrics(aside, checks) if callable(metrics) else metrics or {})
         _replace(aside, directory)
@@ -210,6 +202,19 @@ def _write_model(
     else:
         aside.mkdir(parents=True)
         task.tokenizer.save_pretrained(aside)
+
+
+def _card(name: str, teacher: str, task: Task, subnet: SubnetConfig, artefacts: Sequence[Artefact]) -> Card:
+    """What the folder says of itself to people."""
+    return Card(
+        name=name,
+        teacher=teacher,
+        kind=task.kind,
+        subnet=subnet,
+        output=task.output_names[-1],
+        max_length=task.samples.max_length,
+        graphs=tuple(row.file for row in artefacts if row.format == "onnx"),
+    )
 
 
 def _metadata(subnet: SubnetConfig, name: str, teacher: str) -> dict[str, str]:

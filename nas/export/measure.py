@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latency_models.device import Device
+from latency_models.measurement import speedup
 from latency_models.meters import find_energy_meter, measure_energy, peak_memory_mb
 from latency_models.profiler import Profiler
 from latency_models.subnet_compiler import compile_model
 from nas.export.artefacts import Artefact, size_mb
-from nas.workbench import median_ratio
 
 if TYPE_CHECKING:
     from latency_models.backends.base import Run
@@ -136,10 +136,9 @@ def _latency(measured: Measurement, seed: int) -> dict[str, Any]:
     }
 
 
-def _ratio(measured: Measurement, seed: int) -> dict[str, float]:
-    """How many times faster than the reference beside it, with a 95 % interval."""
-    value, low, high = median_ratio(list(measured.reference), list(measured.samples), seed)
-    return {"value": value, "low": low, "high": high}
+def _ratio(measured: Measurement, seed: int) -> dict[str, float] | None:
+    found = speedup(measured, seed)
+    return None if found is None else asdict(found)
 
 
 def _meters(subject: Subject, bound: Arrays, inputs: Callable[[int], Arrays], batches: Sequence[int]) -> dict[str, Any]:

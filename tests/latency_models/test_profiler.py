@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latency_models.backends.base import BackendError
-from latency_models.measurement import Measurement, median_interval
+from latency_models.measurement import Measurement, median_interval, speedup
 from latency_models.profiler import Profiler
 
 
@@ -225,3 +225,14 @@ def test_isolated_measurements_come_from_a_process_of_their_own():
 def test_errors_of_the_other_process_arrive_in_one_line(job, text):
     with pytest.raises(BackendError, match=text):
         list(Profiler(isolate=True, retries=0).measure([("x", job)]))
+
+
+def test_speed_up_is_the_median_of_paired_ratios():
+    samples, reference = (2.0, 4.0, 2.0), (4.0, 8.0, 6.0)
+    measured = Measurement(samples, (1.0, 2.0, 3.0), (0, 2, 4), reference, 5.0)
+    found = speedup(measured)
+    assert found is not None
+    assert found.value == 2.0
+    assert found.low <= 2.0 <= found.high
+    assert found == speedup(measured), "the same seed, the same interval"
+    assert speedup(Measurement(samples, (1.0, 2.0, 3.0), (0, 1, 2))) is None
