@@ -82,7 +82,7 @@ class Half:
     def judges(self) -> dict[str, tuple[Task, TeacherOutputs]]:
         """The test splits, in domain and across."""
         task = self.bench.task
-        trec = replace(task.samples.data, path=str(self.data / "trec.csv"), calibration=64, validation=64)  # type: ignore[attr-defined]
+        trec = replace(task.data, path=str(self.data / "trec.csv"), calibration=64, validation=64)  # type: ignore[attr-defined]
         tasks = {"movie": task, "trec": replace(task, data=trec)}  # type: ignore[type-var]
         cache = str(self.root / "cache")
         return {name: (each, TeacherOutputs(each, (), cache, model=self.bench.teacher)) for name, each in tasks.items()}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from search_spaces.families import blocks_of, family_of
-from search_spaces.modeling_subnet import keep_blocks
+from search_spaces.surgery import keep_blocks
 
 Batch = Mapping[str, Tensor]
 
