@@ -34,7 +34,14 @@ from nas.workbench import Workbench
 from search_spaces.recalibrate import recalibrate
 from search_spaces.subnet import BlockConfig, SubnetConfig
 
-RANK_ONLY = {"rank_qkv": [0, 96], "rank_attention_out": [0, 96], "rank_ffn_in": [0, 152], "rank_ffn_out": [0, 152]}
+# Half of each projection's weights is the third choice, or nearly.
+RANK_ONLY = {
+    "rank_qkv": (32, 64, 96, 128),
+    "rank_attention_out": (64, 96, 128, 160),
+    "rank_ffn_in": (96, 128, 152, 192, 232),
+    "rank_ffn_out": (96, 128, 152, 192, 232),
+}
+HALF_RANKS = {"rank_qkv": 96, "rank_attention_out": 96, "rank_ffn_in": 152, "rank_ffn_out": 152}
 METRICS = ("cosine", "recall", "spearman")
 # What each row is held against: cosine and Spearman of prototypes on other sentences.
 REACH = {
@@ -105,19 +112,17 @@ class Half:
         sizes = costs([*subnets, self.bench.space.teacher])["parameters"].value - float(shape.other_parameters)
         return sizes[:-1] / sizes[-1]
 
-    def sensitivity(self, evaluations: int) -> Sensitivity:
-        """One-block-replacement losses on the validation split."""
-        started = time.perf_counter()
-        found = measure_sensitivity(
-            self.bench.space, self.bench.evaluator.evaluate, "cosine",
-            max_evaluations=evaluations,
-        )  # fmt: skip
-        self.seconds["sensitivity"] = time.perf_counter() - started
-        return found
+    def refitted(self, bench: Workbench, subnet: SubnetConfig) -> Any:
+        """The extracted subnet, refitted block by block towards the teacher's residual stream."""
+        model = bench.supernet.extract(subnet)
+        recalibrate(model, bench.teacher, subnet.kept, bench.task.batches("calibration", 32))
+        return model
 
-    def allocated(self, sensitivity: Sensitivity, *, ranks: bool, limit: float = 0.5) -> SubnetConfig:
+    def allocated(
+        self, bench: Workbench, sensitivity: Sensitivity, *, ranks: bool = True, limit: float = 0.5
+    ) -> SubnetConfig:
         """The exact knapsack's best at half the size; without ranks, whoever has one is unaffordable."""
-        space = self.bench.space
+        space = bench.space
         losses = [
             np.where(np.array([bool(c) for c in d.choices]), np.inf, table)
             if d.name.startswith("rank") and not ranks else table
@@ -137,17 +142,20 @@ class Half:
         started = time.perf_counter()
         supernet = bench.supernet
         self.seconds["calibrate"] = time.perf_counter() - started
-        sensitivity = self.sensitivity(evaluations)
-        chosen = self.allocated(sensitivity, ranks=True)
+        started = time.perf_counter()
+        sensitivity = measure_sensitivity(bench.space, bench.evaluator.evaluate, "cosine", max_evaluations=evaluations)
+        self.seconds["sensitivity"] = time.perf_counter() - started
+        chosen = self.allocated(bench, sensitivity)
         mixed = {
             "width and rank, allocated": chosen,
-            "widths allocated by one-block replacement": self.allocated(sensitivity, ranks=False),
+            "widths allocated by one-block replacement": self.allocated(bench, sensitivity, ranks=False),
             "width and rank, uniform": self.same(9, 768, rank_qkv=96),
             "uniform widths, optimal brain surgeon": uniform,
         }
-        refitted = supernet.extract(chosen)
-        recalibrate(refitted, bench.teacher, chosen.kept, bench.task.batches("calibration", 32))
-        yield "width and rank, allocated, refitted as a whole", float(self.encoder([chosen])[0]), self.judge(refitted)
+        for name in ("width and rank, allocated", "widths allocated by one-block replacement"):
+            subnet = mixed[name]
+            model = self.refitted(bench, subnet)
+            yield f"{name}, refitted as a whole", float(self.encoder([subnet])[0]), self.judge(model)
         for name, subnet in mixed.items():
             started = time.perf_counter()
             supernet.activate(subnet)
@@ -160,12 +168,23 @@ class Half:
         plain = self.workbench("calibrate.importance=activation_weight", *halves)
         share = float(self.encoder([uniform])[0])
         yield "uniform widths, activation x weight, refitted", share, self.judge(plain.supernet.extract(uniform))
-        ranks = [f"+space.choices.{name}=[0,{values[1]}]" for name, values in RANK_ONLY.items()]
-        full = ("space=width", "space.choices.heads=[1.0]", "space.choices.ffn=[1.0]")
-        low = self.workbench(*full, f"space.per_block=[{','.join(RANK_ONLY)}]", *ranks)
-        ranked = self.same(12, 1536, **{name: values[1] for name, values in RANK_ONLY.items()})
-        yield "rank only, whitened", float(self.encoder([ranked])[0]), self.judge(low.supernet.extract(ranked))
+        yield from self.rank_only(evaluations)
         yield from self.peers(share)
+
+    def rank_only(self, evaluations: int) -> Iterator[tuple[str, float, Scores]]:
+        """Every width kept, every projection factorised: half of each, or as allocated."""
+        ranks = [f"+space.choices.{name}={[0, *levels]}".replace(" ", "") for name, levels in RANK_ONLY.items()]
+        full = ("space=width", "space.choices.heads=[1.0]", "space.choices.ffn=[1.0]")
+        bench = self.workbench(*full, f"space.per_block=[{','.join(RANK_ONLY)}]", *ranks)
+        same = self.same(12, 1536, **HALF_RANKS)
+        share = float(self.encoder([same])[0])
+        yield "rank only, whitened", share, self.judge(bench.supernet.extract(same))
+        yield "rank only, whitened, refitted as a whole", share, self.judge(self.refitted(bench, same))
+        sensitivity = measure_sensitivity(bench.space, bench.evaluator.evaluate, "cosine", max_evaluations=evaluations)
+        chosen = self.allocated(bench, sensitivity)
+        share = float(self.encoder([chosen])[0])
+        yield "rank only, allocated", share, self.judge(bench.supernet.extract(chosen))
+        yield "rank only, allocated, refitted as a whole", share, self.judge(self.refitted(bench, chosen))
 
     def peers(self, share: float) -> Iterator[tuple[str, float, Scores]]:
         """What people would use instead."""
