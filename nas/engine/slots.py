@@ -134,14 +134,17 @@ class TrialSlots:
     def withdraw(self, trial: Trial, subnet: str) -> bool:
         """Give a trial back whose subnet another worker has just claimed, too; for storages without a lock.
 
-        Of two workers that claim the same, at least the one that looks later sees the other. Both may give it back; an
-        enqueued subnet is kept by the earlier trial.
+        Of two workers that claim the same, at least the one that looks later sees the other, which may even have
+        finished by then. Both may give it back; an enqueued subnet is kept by the earlier trial.
         """
-        own = trial.number
-        enqueued = "fixed_params" in self.study.get_trials(deepcopy=False)[own].system_attrs
-        for other in self.study.get_trials(deepcopy=False, states=(_state("RUNNING"),)):
-            same = other.user_attrs.get("subnet") == subnet and other.number != own
-            if same and (other.number < own or not enqueued):
+        trials = self.study.get_trials(deepcopy=False)
+        own = trials[trial.number]
+        enqueued = "fixed_params" in own.system_attrs
+        for other in trials:
+            if other.user_attrs.get("subnet") != subnet or other.number == own.number:
+                continue
+            earlier = other.state.name == "RUNNING" and (other.number < own.number or not enqueued)
+            if earlier or _evaluated_since(other, own):
                 trial.set_user_attr("withdrawn", value=True)
                 self.study.tell(trial, state=_state("FAIL"))
                 return True
@@ -198,6 +201,16 @@ class TrialSlots:
             self._signs[trial.number] = (sign, self._clock())
             return False
         return self._clock() - before[1] > self.grace_s
+
+
+def _evaluated_since(other: FrozenTrial, own: FrozenTrial) -> bool:
+    """Whether the other's evaluation, at as many steps, ended after one's own trial was begun.
+
+    What had ended before is proposed again only where nothing else is left.
+    """
+    ended = other.datetime_complete if other.state.name == "COMPLETE" else None
+    same = other.user_attrs.get("steps") == own.user_attrs.get("steps")
+    return same and ended is not None and own.datetime_start is not None and ended >= own.datetime_start
 
 
 def _state(name: str) -> Any:

@@ -108,6 +108,26 @@ def test_a_silent_worker_of_another_machine_is_given_up_after_the_grace_period(t
     assert [t.user_attrs["retry_of"] for t in trials if "retry_of" in t.user_attrs][:1] == [0]
 
 
+@pytest.mark.parametrize(("steps", "withdrawn"), [(0, True), (20, False)])
+def test_a_subnet_that_another_worker_finished_meanwhile_is_given_back(tmp_path, steps, withdrawn):
+    search = tiny_search(tmp_path, 5)
+    study, opened = search.begin()
+    with Worker(opened.workers) as worker:
+        slots = TrialSlots(study, opened, 5, worker)
+        mine, theirs = study.ask(), study.ask()
+        if steps:
+            mine.set_user_attr("steps", steps)
+        for trial in (mine, theirs):
+            trial.set_user_attr("subnet", "the same")
+        study.tell(theirs, [0.5, 1.0])
+        assert slots.withdraw(mine, "the same") is withdrawn
+        later = study.ask()
+        later.set_user_attr("subnet", "the same")
+        assert (
+            slots.withdraw(later, "the same") is not withdrawn
+        )  # Proposed in the knowledge of theirs, unless mine runs.
+
+
 def test_a_subnet_whose_worker_dies_again_and_again_counts_as_failed(tmp_path):
     def kills(subnet, steps):
         raise KeyboardInterrupt
