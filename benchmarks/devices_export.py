@@ -66,10 +66,11 @@ def main() -> int:
 
 def precisions(options: Any) -> Iterator[Result]:
     """The teacher in every runtime and precision, interleaved in one run, with the cosine to its own embeddings."""
+    from latency_models.deployed import Deployed
     from latency_models.device import Device
     from nas.export.artefacts import chosen, write_artefact
     from nas.export.export import calibration_inputs, deployed_graph
-    from nas.export.measure import Subject, device_of, subjects_of
+    from nas.export.measure import device_of, subjects_of
     from nas.export.reference import Reference
     from nas.export.verify import run_part
 
@@ -89,15 +90,13 @@ def precisions(options: Any) -> Iterator[Result]:
                 values = [check.value for check in checks]
                 yield Result(f"{row.key}: largest difference from torch, relative", max(values), "", len(values))
         module = task.deployable(bench.teacher)
-        subjects = [
-            *subjects_of(rows, folder, target),
-            Subject(
-                "openvino bf16", False, Device("bf16", "openvino", precision="bf16"), str(folder / "model.onnx"), 0
-            ),
-            Subject("torch fp32", False, Device("torch_cpu", "torch"), module, 0),
-            Subject("torch bf16", False, Device("bf16", "torch", precision="bf16"), module, 0),
+        models = [
+            *(subject.deployed for subject in subjects_of(rows, folder, target)),
+            Deployed("openvino bf16", Device("bf16", "openvino", precision="bf16"), str(folder / "model.onnx")),
+            Deployed("torch fp32", Device("torch_cpu", "torch"), module),
+            Deployed("torch bf16", Device("bf16", "torch", precision="bf16"), module),
         ]
-        measured = latencies(export, {s.key: s.job for s in subjects}, subjects[0].job, options)
+        measured = latencies(export, {model.name: model.job for model in models}, models[0].job, options)
         yield from speedups(measured, "onnx fp32")
         expected = embeddings(export, device_of(rows[0], target), folder / rows[0].file)
         for row in rows:
@@ -108,10 +107,10 @@ def precisions(options: Any) -> Iterator[Result]:
 
 def subnets(options: Any) -> Iterator[Result]:
     """Exported members of the front against the extracted model in torch: an export is never slower."""
+    from latency_models.deployed import Deployed
     from latency_models.device import Device
     from nas.export.artefacts import ARTEFACTS, write_artefact
     from nas.export.export import deployed_graph
-    from nas.export.measure import Subject
 
     export = stages(options)
     task, ratios = export.bench.task, []
@@ -119,8 +118,8 @@ def subnets(options: Any) -> Iterator[Result]:
         for candidate in front(export)[: 2 if options.quick else MEMBERS]:
             model = export.bench.supernet.extract(candidate.subnet)
             file = write_artefact(ARTEFACTS["onnx fp32"], deployed_graph(model, task), Path(name))
-            torch = Subject("torch", False, Device("torch_cpu", "torch"), task.deployable(model), 0)
-            onnx = Subject("onnx", False, Device("onnxruntime_cpu", "onnxruntime"), str(file), 0)
+            torch = Deployed("torch", Device("torch_cpu", "torch"), task.deployable(model))
+            onnx = Deployed("onnx", Device("onnxruntime_cpu", "onnxruntime"), str(file))
             measured = latencies(export, {"onnx": onnx.job}, torch.job, options)["onnx"]
             ratios.append(float(np.median(np.divide(measured.reference, measured.samples))))
     yield Result(
@@ -160,7 +159,7 @@ def predicted(options: Any, device: str) -> Iterator[Result]:
             # The graph goes through the device's own runtime, whose file it need not be.
             subject = subjects_of([row], folder, target.bench.device)[0]
             where = replace(device_of(row, target.bench.device), backend=target.bench.device.backend)
-            jobs[index] = replace(subject, device=where).job
+            jobs[index] = replace(subject.deployed, device=where).job
         measured = latencies(export, {index: jobs[index] for index in jobs if index}, jobs[0], options)
     floor = 100 * noise_floor([np.array(row.measurement.samples) for row in target.profile.latest().values()])
     says = fitted.predictor.predict(members)
@@ -207,9 +206,9 @@ def bundle(options: Any) -> Iterator[Result]:
 def mixed(options: Any) -> Iterator[Result]:
     """Every choice of int8 or fp32 per block: is there one that all-int8 does not dominate?"""
     from latency_models.backends.quantize import at_block_precisions
+    from latency_models.deployed import Deployed
     from latency_models.device import Device
     from nas.export.export import deployed_graph
-    from nas.export.measure import Subject
 
     export = stages(options)
     bench, task = export.bench, export.bench.task
@@ -228,7 +227,7 @@ def mixed(options: Any) -> Iterator[Result]:
             found = embeddings(export, device, file, 100)
             expected = found if expected is None else expected
             cosines[pattern] = float((found * expected).sum(axis=1).mean())
-            jobs[pattern] = Subject(pattern, False, device, str(file), 0).job
+            jobs[pattern] = Deployed(pattern, device, str(file)).job
         protocol = {"min_visits": 8, "max_seconds": 1.0, "chunk_size": 16}
         measured = latencies(export, jobs, jobs["0" * blocks], options, **protocol)
     whole = "8" * blocks
@@ -330,9 +329,9 @@ def latencies(
 
 def module_job(target: DeviceBench, module: Any) -> Callable[..., Any]:
     """What compiles a torch module on a device."""
-    from nas.export.measure import Subject
+    from latency_models.deployed import Deployed
 
-    return Subject("torch", False, target.bench.device, module, 0).job
+    return Deployed("torch", target.bench.device, module).job
 
 
 def speedups(measured: Mapping[str, Measurement], reference: str) -> Iterator[Result]:

@@ -149,22 +149,20 @@ class JudgeBench:
 
     def _efficiency(self, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
         """Costs of all models, interleaved with the teacher as the reference."""
+        from latency_models.deployed import device_of_graphs
         from latency_models.profiler import Profiler
-        from nas.evaluation.efficiency import Deployed, measure_efficiency
+        from nas.evaluation.efficiency import GraphSubject, measure_efficiency
 
         bench, settings = self.bench, self.settings["protocol"]
         check_arguments(Profiler, settings)
-        device = bench.device
-        if bench.config["device"]["backend"] == "torch":
-            device = replace(device, backend="onnxruntime", options={})
         # Graphs carry their precision.
-        device = replace(device, precision="fp32")
+        device = replace(device_of_graphs(bench.device), precision="fp32")
         with tempfile.TemporaryDirectory() as folder, bench.progress("Measuring") as bar:
 
-            def deployed(subject: Subject) -> Deployed:
+            def deployed(subject: Subject) -> GraphSubject:
                 graph = subject.graph or self._exported(subject, Path(folder))
                 module = None if subject.module is None else bench.task.deployable(subject.module)
-                return Deployed(subject.name, graph, module)
+                return GraphSubject(subject.name, graph, module)
 
             found = measure_efficiency(
                 [deployed(subject) for subject in subjects],
