@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from nas.evaluation.evaluate import Run
     from nas.evaluation.judge import Judge
-    from nas.tasks.task import Task
 
 _LIBRARIES = ("hwnas", "torch", "transformers", "onnxruntime", "scikit-learn", "fairlearn", "torchmetrics")
 
@@ -224,29 +223,6 @@ def _existing_graph(folder: Path) -> Path | None:
 
     graph = folder / "model.onnx"
     return graph if graph.is_file() and (folder / SUBNET_FILE).is_file() else None
-
-
-def with_fitted_temperature(model: nn.Module, task: Task, split: str = "validation") -> tuple[nn.Module, float]:
-    """A copy of a classifier with calibrated logits, and the temperature that they were divided by.
-
-    Args:
-        model: A `transformers` classifier.
-        task: Its task.
-        split: Whose labels the temperature is fitted to; not those on which the model is judged.
-
-    Raises:
-        ValueError: The task has no probabilities to calibrate.
-    """
-    from nas.evaluation.calibration import fit_temperature, with_temperature
-    from nas.evaluation.evaluate import predict
-    from nas.tasks.task import main_output
-
-    name, labels = main_output(task), task.samples.labels(split)
-    if task.kind not in ("text_classification", "image_classification") or name == "scores" or labels is None:
-        raise ValueError(f"`temperature` calibrates classifiers, but the task is {task.kind} with {name}.")
-    logits = predict(lambda batch: task.outputs(model, batch), task, split)[name]
-    temperature = fit_temperature(logits, labels)
-    return with_temperature(model, temperature), temperature
 
 
 def write_cards(cards: Sequence[ReportCard], bench: Workbench) -> list[Path]:

@@ -112,7 +112,7 @@ def give_own_study(config: DictConfig, swept: Sequence[str]) -> None:
     """Name the study of a sweep's job after what the sweep varies; by default all of them share a journal."""
     from hydra.core.hydra_config import HydraConfig
 
-    from nas.searching import study_directory
+    from nas.studies import study_directory
     from nas.sweeps import JOURNAL, share_journal, study_of_job
 
     data = plain(config)
@@ -124,7 +124,7 @@ def give_own_study(config: DictConfig, swept: Sequence[str]) -> None:
 def pareto(config: DictConfig) -> None:
     """Print a study's Pareto front, also while it is searched."""
     from nas.front import print_pareto
-    from nas.searching import study_directory
+    from nas.studies import study_directory
 
     bench = Workbench(plain(config))
     print_pareto(bench.config, study_directory(bench))
@@ -186,7 +186,7 @@ def report(config: DictConfig) -> None:
     from nas.config import build
     from nas.dashboard.watch import Watch
     from nas.reports.stored import stored_report
-    from nas.searching import plain_name
+    from nas.studies import plain_name
 
     options = plain(config)
     wanted = options["study"] if isinstance(options["study"], list) else [options["study"]]
@@ -264,7 +264,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def _with_study(config: dict[str, Any]) -> dict[str, Any]:
     """A study's own configuration, with the few options that exporting it has."""
-    from nas.searching import study_directory
+    from nas.studies import study_directory
 
     directory = study_directory(Workbench(config))
     path = directory / "config.json"
