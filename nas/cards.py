@@ -211,10 +211,19 @@ class JudgeBench:
         return replace(task, model=path).load_model()
 
     def _beside(self, graph: Path) -> Any:
-        """The model of the folder that an ONNX file lies in, where we exported both: its operations can be counted."""
+        """The model of the folder that an ONNX file lies in, where we exported both: its operations can be counted.
+
+        Only the file itself is judged: whatever is wrong with what lies beside it costs no more than the counts.
+        """
         from search_spaces.checkpoint import SUBNET_FILE
 
-        return self._loaded(str(graph.parent)) if (graph.parent / SUBNET_FILE).is_file() else None
+        if not (graph.parent / SUBNET_FILE).is_file():
+            return None
+        try:
+            return self._loaded(str(graph.parent))
+        except (OSError, ValueError) as error:
+            self.bench.say(f"Parameters and operations of {graph} are not counted, for want of its model: {error}")
+            return None
 
 
 def _existing_graph(folder: Path) -> Path | None:
