@@ -14,7 +14,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,18 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import common
 import numpy as np
 from common import Result
+from demo_study import MEMBERS, device_bench, embeddings, front, latencies, stages
 
 if TYPE_CHECKING:
     from latency_models.measurement import Measurement
-    from nas.engine.candidates import Candidate
-    from nas.exporting import Export
     from nas.measuring import DeviceBench
 
 PREDICTED = ("torch_cpu", "onnxruntime_cpu", "onnxruntime_cpu_int8", "openvino_cpu")
 PARTS = ("precisions", "subnets", *(f"predicted {name}" for name in PREDICTED), "bundle", "mixed")
-PROTOCOL = {"warmup_seconds": 0.2, "burst": 3, "min_visits": 15, "target": 0.005, "max_seconds": 3.0, "retries": 0}
-TEXTS = 300
-MEMBERS = 10
 
 
 def main() -> int:
@@ -66,10 +62,11 @@ def main() -> int:
 
 def precisions(options: Any) -> Iterator[Result]:
     """The teacher in every runtime and precision, interleaved in one run, with the cosine to its own embeddings."""
+    from latency_models.deployed import Deployed
     from latency_models.device import Device
     from nas.export.artefacts import chosen, write_artefact
     from nas.export.export import calibration_inputs, deployed_graph
-    from nas.export.measure import Subject, device_of, subjects_of
+    from nas.export.measure import device_of, subjects_of
     from nas.export.reference import Reference
     from nas.export.verify import run_part
 
@@ -89,15 +86,13 @@ def precisions(options: Any) -> Iterator[Result]:
                 values = [check.value for check in checks]
                 yield Result(f"{row.key}: largest difference from torch, relative", max(values), "", len(values))
         module = task.deployable(bench.teacher)
-        subjects = [
-            *subjects_of(rows, folder, target),
-            Subject(
-                "openvino bf16", False, Device("bf16", "openvino", precision="bf16"), str(folder / "model.onnx"), 0
-            ),
-            Subject("torch fp32", False, Device("torch_cpu", "torch"), module, 0),
-            Subject("torch bf16", False, Device("bf16", "torch", precision="bf16"), module, 0),
+        models = [
+            *(subject.deployed for subject in subjects_of(rows, folder, target)),
+            Deployed("openvino bf16", Device("bf16", "openvino", precision="bf16"), str(folder / "model.onnx")),
+            Deployed("torch fp32", Device("torch_cpu", "torch"), module),
+            Deployed("torch bf16", Device("bf16", "torch", precision="bf16"), module),
         ]
-        measured = latencies(export, {s.key: s.job for s in subjects}, subjects[0].job, options)
+        measured = latencies(export, {model.name: model.job for model in models}, models[0].job, options)
         yield from speedups(measured, "onnx fp32")
         expected = embeddings(export, device_of(rows[0], target), folder / rows[0].file)
         for row in rows:
@@ -108,10 +103,10 @@ def precisions(options: Any) -> Iterator[Result]:
 
 def subnets(options: Any) -> Iterator[Result]:
     """Exported members of the front against the extracted model in torch: an export is never slower."""
+    from latency_models.deployed import Deployed
     from latency_models.device import Device
     from nas.export.artefacts import ARTEFACTS, write_artefact
     from nas.export.export import deployed_graph
-    from nas.export.measure import Subject
 
     export = stages(options)
     task, ratios = export.bench.task, []
@@ -119,8 +114,8 @@ def subnets(options: Any) -> Iterator[Result]:
         for candidate in front(export)[: 2 if options.quick else MEMBERS]:
             model = export.bench.supernet.extract(candidate.subnet)
             file = write_artefact(ARTEFACTS["onnx fp32"], deployed_graph(model, task), Path(name))
-            torch = Subject("torch", False, Device("torch_cpu", "torch"), task.deployable(model), 0)
-            onnx = Subject("onnx", False, Device("onnxruntime_cpu", "onnxruntime"), str(file), 0)
+            torch = Deployed("torch", Device("torch_cpu", "torch"), task.deployable(model))
+            onnx = Deployed("onnx", Device("onnxruntime_cpu", "onnxruntime"), str(file))
             measured = latencies(export, {"onnx": onnx.job}, torch.job, options)["onnx"]
             ratios.append(float(np.median(np.divide(measured.reference, measured.samples))))
     yield Result(
@@ -160,7 +155,7 @@ def predicted(options: Any, device: str) -> Iterator[Result]:
             # The graph goes through the device's own runtime, whose file it need not be.
             subject = subjects_of([row], folder, target.bench.device)[0]
             where = replace(device_of(row, target.bench.device), backend=target.bench.device.backend)
-            jobs[index] = replace(subject, device=where).job
+            jobs[index] = replace(subject.deployed, device=where).job
         measured = latencies(export, {index: jobs[index] for index in jobs if index}, jobs[0], options)
     floor = 100 * noise_floor([np.array(row.measurement.samples) for row in target.profile.latest().values()])
     says = fitted.predictor.predict(members)
@@ -207,9 +202,9 @@ def bundle(options: Any) -> Iterator[Result]:
 def mixed(options: Any) -> Iterator[Result]:
     """Every choice of int8 or fp32 per block: is there one that all-int8 does not dominate?"""
     from latency_models.backends.quantize import at_block_precisions
+    from latency_models.deployed import Deployed
     from latency_models.device import Device
     from nas.export.export import deployed_graph
-    from nas.export.measure import Subject
 
     export = stages(options)
     bench, task = export.bench, export.bench.task
@@ -228,7 +223,7 @@ def mixed(options: Any) -> Iterator[Result]:
             found = embeddings(export, device, file, 100)
             expected = found if expected is None else expected
             cosines[pattern] = float((found * expected).sum(axis=1).mean())
-            jobs[pattern] = Subject(pattern, False, device, str(file), 0).job
+            jobs[pattern] = Deployed(pattern, device, str(file)).job
         protocol = {"min_visits": 8, "max_seconds": 1.0, "chunk_size": 16}
         measured = latencies(export, jobs, jobs["0" * blocks], options, **protocol)
     whole = "8" * blocks
@@ -256,83 +251,11 @@ def mixed(options: Any) -> Iterator[Result]:
         )
 
 
-# -- what they share --------------------------------------------------------------------------------------------------
-
-
-def stages(options: Any) -> Export:
-    """The study's stages, as `nas export` has them."""
-    from hydra import compose, initialize_config_dir
-
-    from nas import commands
-    from nas.config import conf_dir
-    from nas.exporting import Export
-    from nas.measuring import DeviceBench
-    from nas.searching import SearchBench
-    from nas.workbench import Workbench
-
-    overrides = [f"root={options.root}", f"study={options.study}", "torch_threads=1", "progress=plain"]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="export"):
-        config = commands._with_study(commands.plain(compose("export", overrides=overrides)))
-    bench = Workbench(config)
-    return Export(SearchBench(bench, DeviceBench(bench)))
-
-
-def device_bench(options: Any, device: str, subnets: int = 36, judges: int = 8) -> DeviceBench:
-    """The stages of `nas profile` for one device, on the study's model, texts and space."""
-    from hydra import compose, initialize_config_dir
-
-    from nas.commands import plain
-    from nas.config import conf_dir
-    from nas.measuring import DeviceBench
-    from nas.workbench import Workbench
-
-    study = json.loads((options.root / options.study / "config.json").read_text(encoding="utf-8"))
-    overrides = [
-        f"root={options.root}",
-        f"device={device}",
-        f"model.path={study['model']['path']}",
-        f"task.data.path={study['task']['data']['path']}",
-        "torch_threads=1",
-        "progress=plain",
-        "profile.transfer=false",
-        f"profile.num_subnets={12 if options.quick else subnets}",
-        f"profile.held_out={4 if options.quick else judges}",
-        f"profile.active.start={12 if options.quick else 24}",
-    ]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="profile"):
-        config = plain(compose("profile", overrides=overrides))
-    return DeviceBench(Workbench({**config, "task": study["task"], "space": study["space"]}))
-
-
-def front(export: Export) -> Sequence[Candidate]:
-    """Members of the study's front, spread along it, with near ones where it has too few."""
-    from nas.engine.candidates import shown
-
-    found = export.stages.stored()
-    members = list(shown(found.front, export.stages.objectives, MEMBERS))
-    rest = [candidate for candidate in found.candidates if candidate not in members]
-    return [*members, *rest][:MEMBERS]
-
-
-def latencies(
-    export: Export, jobs: Mapping[Any, Callable[..., Any]], reference: Callable[..., Any], options: Any, **changes: Any
-) -> dict[Any, Measurement]:
-    """Measurements of models, interleaved with one another and with a reference."""
-    from latency_models.profiler import Profiler
-
-    inputs = export._inputs(1)
-    settings = {**PROTOCOL, "chunk_size": len(jobs) + 1, **changes}
-    if options.quick:
-        settings |= {"min_visits": 5, "max_seconds": 0.3}
-    profiler = Profiler(**settings)
-    return dict(profiler.measure([(key, job(inputs)) for key, job in jobs.items()], reference(inputs)))
-
-
 def module_job(target: DeviceBench, module: Any) -> Callable[..., Any]:
     """What compiles a torch module on a device."""
-    from nas.export.measure import Subject
+    from latency_models.deployed import Deployed
 
-    return Subject("torch", False, target.bench.device, module, 0).job
+    return Deployed("torch", target.bench.device, module).job
 
 
 def speedups(measured: Mapping[str, Measurement], reference: str) -> Iterator[Result]:
@@ -344,17 +267,6 @@ def speedups(measured: Mapping[str, Measurement], reference: str) -> Iterator[Re
         ratio = speedup(found)
         assert ratio is not None
         yield Result(f"{key}: speed-up over {reference}", ratio.value, "x", found.n, ratio.low, ratio.high)
-
-
-def embeddings(export: Export, device: Any, file: Path, count: int = TEXTS) -> np.ndarray[Any, Any]:
-    """Embeddings of the first test sentences, one at a time, ``(sentences, hidden)``."""
-    from nas.export.quality import RuntimeModel
-
-    task = export.bench.task
-    model = RuntimeModel(device, file, task.output_names)
-    rows = task.samples.order("test", 1)[:: max(1, task.samples.size("test") // count)]
-    found = [task.outputs(model, task.samples.batch("test", row))["embedding"].numpy() for row in rows]
-    return np.concatenate(found)
 
 
 def tolerances() -> Any:

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from latency_models.backends.graph_file import load_graph
 from latency_models.device import Device
-from latency_models.measurement import Measurement
-from latency_models.results import CODE, EXPECTED, FORMAT, INPUTS, MANIFEST, RUNNER, SUMS, VERSION, ResultsError
+from latency_models.results import CODE, EXPECTED, FORMAT, INPUTS, MANIFEST, RUNNER, SUMS, VERSION
 from search_spaces.cost import Workload
 from search_spaces.shapes import ModelShape
 from search_spaces.subnet import SubnetConfig
@@ -155,19 +154,6 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return manifest
-
-
-def measurement_of(row: Mapping[str, Any], path: Path) -> Measurement:
-    """The measurement of a row of results.
-
-    Raises:
-        ResultsError: It breaks a rule; the message names the file and the row.
-    """
-    try:
-        fields = {name: tuple(row[name]) for name in ("samples", "times", "order", "reference")}
-        return Measurement(**fields, reference_level=row["reference_level"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ResultsError(f"{path}: row {row.get('name')!r} breaks a rule: {error}.") from error
 
 
 def _write_graphs(aside: Path, plan: Plan, reference: Entry, entries: Iterable[Entry]) -> dict[str, Any]:

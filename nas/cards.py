@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from nas.evaluation.evaluate import Run
     from nas.evaluation.judge import Judge
-    from nas.tasks.task import Task
 
 _LIBRARIES = ("hwnas", "torch", "transformers", "onnxruntime", "scikit-learn", "fairlearn", "torchmetrics")
 
@@ -149,22 +148,20 @@ class JudgeBench:
 
     def _efficiency(self, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
         """Costs of all models, interleaved with the teacher as the reference."""
+        from latency_models.deployed import device_of_graphs
         from latency_models.profiler import Profiler
-        from nas.evaluation.efficiency import Deployed, measure_efficiency
+        from nas.evaluation.efficiency import GraphSubject, measure_efficiency
 
         bench, settings = self.bench, self.settings["protocol"]
         check_arguments(Profiler, settings)
-        device = bench.device
-        if bench.config["device"]["backend"] == "torch":
-            device = replace(device, backend="onnxruntime", options={})
         # Graphs carry their precision.
-        device = replace(device, precision="fp32")
+        device = replace(device_of_graphs(bench.device), precision="fp32")
         with tempfile.TemporaryDirectory() as folder, bench.progress("Measuring") as bar:
 
-            def deployed(subject: Subject) -> Deployed:
+            def deployed(subject: Subject) -> GraphSubject:
                 graph = subject.graph or self._exported(subject, Path(folder))
                 module = None if subject.module is None else bench.task.deployable(subject.module)
-                return Deployed(subject.name, graph, module)
+                return GraphSubject(subject.name, graph, module)
 
             found = measure_efficiency(
                 [deployed(subject) for subject in subjects],
@@ -214,10 +211,19 @@ class JudgeBench:
         return replace(task, model=path).load_model()
 
     def _beside(self, graph: Path) -> Any:
-        """The model of the folder that an ONNX file lies in, where we exported both: its operations can be counted."""
+        """The model of the folder that an ONNX file lies in, where we exported both: its operations can be counted.
+
+        Only the file itself is judged: whatever is wrong with what lies beside it costs no more than the counts.
+        """
         from search_spaces.checkpoint import SUBNET_FILE
 
-        return self._loaded(str(graph.parent)) if (graph.parent / SUBNET_FILE).is_file() else None
+        if not (graph.parent / SUBNET_FILE).is_file():
+            return None
+        try:
+            return self._loaded(str(graph.parent))
+        except (OSError, ValueError) as error:
+            self.bench.say(f"Parameters and operations of {graph} are not counted, for want of its model: {error}")
+            return None
 
 
 def _existing_graph(folder: Path) -> Path | None:
@@ -226,29 +232,6 @@ def _existing_graph(folder: Path) -> Path | None:
 
     graph = folder / "model.onnx"
     return graph if graph.is_file() and (folder / SUBNET_FILE).is_file() else None
-
-
-def with_fitted_temperature(model: nn.Module, task: Task, split: str = "validation") -> tuple[nn.Module, float]:
-    """A copy of a classifier with calibrated logits, and the temperature that they were divided by.
-
-    Args:
-        model: A `transformers` classifier.
-        task: Its task.
-        split: Whose labels the temperature is fitted to; not those on which the model is judged.
-
-    Raises:
-        ValueError: The task has no probabilities to calibrate.
-    """
-    from nas.evaluation.calibration import fit_temperature, with_temperature
-    from nas.evaluation.evaluate import predict
-    from nas.tasks.task import main_output
-
-    name, labels = main_output(task), task.samples.labels(split)
-    if task.kind not in ("text_classification", "image_classification") or name == "scores" or labels is None:
-        raise ValueError(f"`temperature` calibrates classifiers, but the task is {task.kind} with {name}.")
-    logits = predict(lambda batch: task.outputs(model, batch), task, split)[name]
-    temperature = fit_temperature(logits, labels)
-    return with_temperature(model, temperature), temperature
 
 
 def write_cards(cards: Sequence[ReportCard], bench: Workbench) -> list[Path]:

@@ -91,8 +91,8 @@ def search(config: DictConfig) -> None:
         make_smoke_assets(bench.root / "smoke")
     check_installed(bench.device)
     stages = SearchBench(bench, DeviceBench(bench))
-    stages.directory.mkdir(parents=True, exist_ok=True)
     found = stages.run()
+    stages.directory.mkdir(parents=True, exist_ok=True)  # Of a study in a database there may be none yet.
     text = hide_password(json.dumps(bench.config, indent=1, sort_keys=True))
     (stages.directory / "config.json").write_text(text + "\n", encoding="utf-8")
     if bench.config["search"]["only"]:
@@ -109,22 +109,22 @@ def search(config: DictConfig) -> None:
 
 
 def give_own_study(config: DictConfig, swept: Sequence[str]) -> None:
-    """Name the study of a sweep's job after what the sweep varies; by default all of them share a journal."""
+    """Name the study of a sweep's job after what the sweep varies; where journals are the default's, they share one."""
     from hydra.core.hydra_config import HydraConfig
 
-    from nas.searching import study_directory
-    from nas.sweeps import JOURNAL, share_journal, study_of_job
+    from nas.engine.journal import JOURNAL
+    from nas.sweeps import study_of_job
 
     data = plain(config)
     config["study"] = study_of_job(str(config["study"]), swept, data, dict(HydraConfig.get().runtime.choices))
-    if data["storage"] == {"name": "JournalStorage", "path": JOURNAL}:
-        share_journal(study_directory(Workbench(plain(config))))
+    if data["storage"].get("path") == JOURNAL:
+        config["storage"]["shared"] = True
 
 
 def pareto(config: DictConfig) -> None:
     """Print a study's Pareto front, also while it is searched."""
     from nas.front import print_pareto
-    from nas.searching import study_directory
+    from nas.studies import study_directory
 
     bench = Workbench(plain(config))
     print_pareto(bench.config, study_directory(bench))
@@ -186,7 +186,7 @@ def report(config: DictConfig) -> None:
     from nas.config import build
     from nas.dashboard.watch import Watch
     from nas.reports.stored import stored_report
-    from nas.searching import plain_name
+    from nas.studies import plain_name
 
     options = plain(config)
     wanted = options["study"] if isinstance(options["study"], list) else [options["study"]]
@@ -264,7 +264,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def _with_study(config: dict[str, Any]) -> dict[str, Any]:
     """A study's own configuration, with the few options that exporting it has."""
-    from nas.searching import study_directory
+    from nas.studies import study_directory
 
     directory = study_directory(Workbench(config))
     path = directory / "config.json"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from latency_models.bundle import Entry, Plan
     from latency_models.measurement import Measurement
-    from latency_models.profile import DeviceProfile, Header
+    from latency_models.profile import DeviceProfile
     from latency_models.results import Results
     from nas.measuring import DeviceBench
     from search_spaces.subnet import SubnetConfig
@@ -77,13 +77,14 @@ class Elsewhere:
             ResultsError: They are damaged, unfinished, or of another bundle.
             ValueError: They were measured for another device, teacher, space or workload.
         """
+        from latency_models.bundle_results import header_of, measurements_of
         from latency_models.profile import DeviceProfile
         from latency_models.results import read_results
 
         results = read_results(path)
         manifest = self._manifest(path, results)
         self._check_finished(results, manifest)
-        header = self._header(manifest, results.fingerprint)
+        header = header_of(manifest, results.fingerprint)
         own = self.device.header(results.fingerprint)
         for name in ("device", "workload", "space", "shape", "teacher"):
             mine, theirs = getattr(own, name), getattr(header, name)
@@ -94,9 +95,8 @@ class Elsewhere:
                 )
         profile = DeviceProfile.open(self.device.path_of(results.fingerprint), header)
         known = {(row.subnet, row.measurement.times) for row in profile.rows}
-        subnets = {entry["name"]: entry["subnet"] for entry in manifest["subnets"]}
         fresh = 0
-        for subnet, measurement in _measurements(results, subnets):
+        for subnet, measurement in measurements_of(results, manifest):
             if (self.bench.space.canonical(subnet), measurement.times) not in known:
                 profile.append(subnet, measurement)
                 fresh += 1
@@ -149,7 +149,8 @@ class Elsewhere:
             directory: Where the bundle lies.
         """
         from latency_models.backends.graph_file import load_graph
-        from latency_models.bundle import Entry, measurement_of, read_manifest, write_bundle
+        from latency_models.bundle import Entry, read_manifest, write_bundle
+        from latency_models.bundle_results import measurement_of
         from latency_models.remote import RemoteBundle
         from latency_models.results import RESULTS, read_results
 
@@ -269,37 +270,6 @@ class Elsewhere:
     @property
     def _folder(self) -> Path:
         return self.bench.cache / "profiles"
-
-    @staticmethod
-    def _header(manifest: Mapping[str, Any], fingerprint: Mapping[str, str]) -> Header:
-        from latency_models.profile import Header
-        from search_spaces.cost import Workload
-        from search_spaces.shapes import ModelShape
-
-        return Header(
-            device=manifest["device"],
-            fingerprint=fingerprint,
-            workload=Workload(**manifest["workload"]),
-            space=manifest["space"],
-            shape=ModelShape(**manifest["shape"]),
-            teacher=manifest["teacher"],
-        )
-
-
-def _measurements(results: Results, subnets: Mapping[str, Any]) -> Iterator[tuple[SubnetConfig, Any]]:
-    """Rows as subnets with their measurements.
-
-    Raises:
-        ResultsError: A row is of no subnet of the bundle, or breaks a rule.
-    """
-    from latency_models.bundle import measurement_of
-    from latency_models.results import ResultsError
-    from search_spaces.subnet import SubnetConfig
-
-    for row in results.rows:
-        if row["name"] not in subnets:
-            raise ResultsError(f"{results.path}: row {row['name']!r} is of no subnet of the bundle.")
-        yield SubnetConfig.from_dict(subnets[row["name"]]), measurement_of(row, results.path)
 
 
 def _short(value: Any) -> str:

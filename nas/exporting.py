@@ -88,7 +88,7 @@ class Export:
             with bench.progress(f"Distilling {name}", steps) as bar:
                 bench.evaluator.distil(candidate.subnet, steps=steps, seed=bench.seed, progress=bar, model=model)
         if bench.config["temperature"]:
-            from nas.cards import with_fitted_temperature
+            from nas.evaluation.calibration import with_fitted_temperature
 
             model, temperature = with_fitted_temperature(model, bench.task)
             bench.say(f"Logits are divided by the temperature {temperature:.3f}, fitted on the validation split.")

@@ -217,10 +217,9 @@ class Finish:
         others have kinds of int8 of their own, and bring the fp32 graph to it.
         """
         from latency_models.backends.base import make_backend
+        from latency_models.deployed import device_of_graphs
 
-        device = self.bench.device
-        if self.device.takes_module:
-            device = replace(device, backend="onnxruntime", options={})
+        device = device_of_graphs(self.bench.device)
         whole = device.backend == "onnxruntime"
         backend = make_backend(replace(device, precision="fp32" if whole else precision))  # type: ignore[arg-type]
         path = member.graphs[precision if whole else "fp32"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from nas.evaluation.aspects import lower_is_better
-from nas.reports.data import ExploredTrial, LoadCommand, ModelRow, Report
+from nas.reports.data import ExploredTrial, LoadCommand, ModelRow, Report, Sensitivity
 from nas.searching import Found, SearchBench
 
 
@@ -48,7 +48,7 @@ def make_report(search: SearchBench, found: Found, rows: Sequence[ModelRow]) -> 
         explored=explored,
         checks=fitted.checks if fitted else (),
         scorecard=fitted.scores if fitted else (),
-        sensitivity=search.sensitivity_table(),
+        sensitivity=_sensitivity(search),
         stages=tuple(bench.timings),
         commands=(
             LoadCommand("Load a found model in Python", load),
@@ -56,3 +56,18 @@ def make_report(search: SearchBench, found: Found, rows: Sequence[ModelRow]) -> 
         ),
         notes=tuple(bench.notes),
     )
+
+
+def _sensitivity(search: SearchBench) -> Sensitivity | None:
+    """The replacement losses, block by block, or None where none were measured."""
+    if not search.settings["sensitivity_evaluations"]:
+        return None
+    rows: dict[str, list[float]] = {}
+    space = search.space
+    for dimension, losses in zip(space.dimensions, search.sensitivity.losses, strict=True):
+        for choice, loss in zip(dimension.choices, losses, strict=True):
+            name = "skipped" if choice is True else f"{dimension.name} {choice}"
+            if choice is False or dimension.block is None:
+                continue
+            rows.setdefault(name, [float("nan")] * space.shape.num_blocks)[dimension.block] = float(loss)
+    return Sensitivity(search.bench.task.quality, tuple(rows), tuple(tuple(row) for row in rows.values()))

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nas.config import build
 from nas.engine.errors import InfeasibleError
 from nas.engine.locks import FileLock
 from nas.measuring import DeviceBench
-from nas.reports.data import Sensitivity as SensitivityTable
+from nas.studies import study_directory
 from nas.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
     from nas.engine.study import WarmStarts
     from search_spaces.space import SearchSpace
     from search_spaces.subnet import SubnetConfig
-
-
-# Folders beside those of the studies.
-RESERVED = ("cache", "logs", "reports")
 
 
 @dataclass(frozen=True)
@@ -277,40 +272,3 @@ class SearchBench:
         storage = build(self.bench.config["storage"])
         candidates, front, _ = read_front(storage, str(self.bench.config["study"]), self.directory)
         return Found(candidates, front)
-
-    def sensitivity_table(self) -> SensitivityTable | None:
-        """The replacement losses as the report draws them, or None where none were measured."""
-        if not self.settings["sensitivity_evaluations"]:
-            return None
-        rows: dict[str, list[float]] = {}
-        blocks = self.space.shape.num_blocks
-        for dimension, losses in zip(self.space.dimensions, self.sensitivity.losses, strict=True):
-            for choice, loss in zip(dimension.choices, losses, strict=True):
-                name = "skipped" if choice is True else f"{dimension.name} {choice}"
-                if choice is False or dimension.block is None:
-                    continue
-                rows.setdefault(name, [float("nan")] * blocks)[dimension.block] = float(loss)
-        return SensitivityTable(self.bench.task.quality, tuple(rows), tuple(tuple(row) for row in rows.values()))
-
-
-def study_directory(bench: Workbench) -> Path:
-    """The study's folder.
-
-    Raises:
-        ValueError: The study's name is not a plain file name.
-    """
-    return bench.root / plain_name(bench.config["study"])
-
-
-def plain_name(study: object) -> str:
-    """A study's name, once it is known to be a plain file name.
-
-    Raises:
-        ValueError: It is not.
-    """
-    name = str(study)
-    if not name or name != Path(name).name or name.startswith(".") or name in RESERVED:
-        raise ValueError(
-            f"`study` must be a plain name without slashes, and not {', '.join(RESERVED)}, but got {name!r}."
-        )
-    return name

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-JOURNAL = "journal.log"
 
 
 def swept_keys(overrides: Sequence[str]) -> list[str]:
@@ -48,20 +45,3 @@ def study_of_job(study: str, keys: Sequence[str], config: Mapping[str, Any], cho
         parts.append(f"{key.rpartition('.')[2]}_{value}")
     plain = [re.sub(r"[^A-Za-z0-9.]+", "_", part).strip("_.") for part in parts]
     return "-".join([study, *plain])
-
-
-def share_journal(directory: Path) -> None:
-    """Keep a new study of a sweep in the journal that all studies of its root share.
-
-    The study's own journal becomes a link to it, so that the study is continued alone, too. A study that has a journal
-    keeps it.
-    """
-    own = directory / JOURNAL
-    if own.exists() or own.is_symlink():
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory.parent / JOURNAL).touch()
-    try:
-        own.symlink_to(Path("..") / JOURNAL)
-    except FileExistsError:
-        return  # Another worker of the same job was faster.

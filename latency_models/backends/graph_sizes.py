@@ -7,7 +7,6 @@ exported beside it, and where their integers differ, the sizes say why.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -18,14 +17,11 @@ import numpy as np
 
 from latency_models.backends.graph_places import GraphTemplateError
 from latency_models.backends.onnx import scopes_of
-from search_spaces.families import FAMILIES, blocks_of, family_of
+from search_spaces.families import FAMILIES
 from search_spaces.shapes import ModelShape
-from search_spaces.subnet import BlockConfig
-from search_spaces.surgery import keep_blocks, reshape_block
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    from torch import nn
 
     from search_spaces.elastic import LinearWeights
 
@@ -113,36 +109,6 @@ def sizes_of_weights(weights: Mapping[str, LinearWeights], shape: ModelShape, ro
             group = heads // max(kv_heads, 1)
         found[index] = (kv_heads, group, neurons if ffn is None else ffn.in_features)
     return found
-
-
-def twin(model: nn.Module, inner: nn.Module, shape: ModelShape) -> tuple[nn.Module, Sizes]:
-    """A copy of a deployed model with at most two blocks, of other sizes; it shares the weights outside the blocks.
-
-    Args:
-        model: The deployed model.
-        inner: The `transformers` model in it.
-        shape: Its sizes.
-    """
-    family = family_of(inner)
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    config = _other_sizes(shape)
-    place = next(name for name, module in model.named_modules() if module is inner)
-    made = copy.deepcopy(model, shared)
-    other = made.get_submodule(place)
-    blocks = list(blocks_of(other))
-    for block in blocks[:2]:
-        reshape_block(block, family, shape, config)
-    kept = range(min(2, len(blocks)))
-    keep_blocks(other, blocks, kept, getattr(other.config, "layer_types", None))
-    return made, (config.kv_heads, config.heads // config.kv_heads, config.ffn)
-
-
-def _other_sizes(shape: ModelShape) -> BlockConfig:
-    """Sizes that are all larger, each by a factor of its own, so that a changed integer tells whence it comes."""
-    group = shape.heads // shape.kv_heads
-    kv_heads, ffn = shape.kv_heads + 1, shape.ffn + 1
-    more = 0 if group == 1 else 1 if group != shape.kv_heads else 2
-    return BlockConfig(heads=kv_heads * (group + more), kv_heads=kv_heads, ffn=ffn)
 
 
 def may_have_sizes(model: ir.Model, shape: ModelShape, root: str) -> bool:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from latency_models.backends.graph_edits import TRANSPOSED
 from latency_models.backends.graph_places import GraphTemplateError, transformers_model
-from latency_models.backends.graph_template import TRANSPOSED, GraphTemplate
+from latency_models.backends.graph_template import GraphTemplate
 from search_spaces.elastic import LinearWeights
 from search_spaces.families import blocks_of, blocks_path, family_of, projection_weights
 

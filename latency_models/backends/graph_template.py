@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from latency_models.backends.graph_edits import (
+    TRANSPOSED,
+    as_array,
+    redirect,
+    remove_unused,
+    replace_linear,
+    restore_outputs,
+)
 from latency_models.backends.graph_places import (
     GraphTemplateError,
     LinearPlace,
@@ -31,8 +38,8 @@ from latency_models.backends.graph_sizes import (
     may_have_sizes,
     resize,
     sizes_of_weights,
-    twin,
 )
+from latency_models.backends.graph_twin import twin
 from latency_models.backends.onnx import DEFAULT_OPSET, clean, export_ir, takes_cache
 from search_spaces.families import blocks_of, blocks_path
 from search_spaces.shapes import ModelShape
@@ -46,9 +53,6 @@ if TYPE_CHECKING:
 
     from latency_models.backends.causal import CachePlace
     from search_spaces.elastic import LinearWeights
-
-# Behind the name of a parameter that a graph holds transposed.
-TRANSPOSED = "/transposed"
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class GraphTemplate:
         del program.graph.outputs[len(output_names) :]
         paths = projection_paths(inner)
         linears = find_linears(program, {f"model.{prefix}{path}": path for path in paths})
-        _remove_unused(program)
+        remove_unused(program)
         shape, root = ModelShape.from_model(inner), blocks_path(inner)
         sizes: tuple[SizePlace, ...] = ()
         if may_have_sizes(program, shape, f"model.{prefix}{root}"):
@@ -161,109 +165,25 @@ class GraphTemplate:
         values = values_of(model)
         ends = [(str(end.name), end.type, end.shape) for end in model.graph.outputs]
         for path, weights in linear_weights.items():
-            _replace_linear(model, values, path, self.linears[path], weights)
+            replace_linear(model, values, path, self.linears[path], weights)
         sizes = sizes_of_weights(linear_weights, self.shape, self.root)
         resize(values, self.sizes, full_sizes(self.shape), sizes)
         for repeat in self.repeats:
             if sizes[repeat.block][1] == 1:  # One query head per key: nothing is repeated.
-                _redirect(model, values[repeat.result], values[repeat.source])
+                redirect(model, values[repeat.result], values[repeat.source])
         # From the last: a value that leaves a skipped block may itself enter one.
         for index in sorted(skipped_blocks, reverse=True):
-            _redirect(model, values[self.boundaries[index + 1]], values[self.boundaries[index]])
-        _restore_outputs(model, ends)
-        _remove_unused(model)
+            redirect(model, values[self.boundaries[index + 1]], values[self.boundaries[index]])
+        restore_outputs(model, ends)
+        remove_unused(model)
         if self.caches:
             from latency_models.backends.causal import expose_cache
 
             expose_cache(model, self.caches, {block: heads for block, (heads, _, _) in sizes.items()})
-            _remove_unused(model)
+            remove_unused(model)
         model.metadata_props.update(metadata or {})
         proto: onnx.ModelProto = ir.to_proto(model)
         return proto
-
-
-def _replace_linear(
-    model: ir.Model, values: Mapping[str, ir.Value], path: str, place: LinearPlace, weights: LinearWeights
-) -> None:
-    """Put one or two products and the bias in the place of a projection."""
-    import onnx_ir as ir
-
-    source, result = values[place.source], values[place.result]
-    last = result.producer()
-    assert last is not None
-    if not weights.in_features:  # A sublayer that is not there: its mean output is added to the residual stream, or 0.
-        mean_output = np.zeros((), dtype=np.float32) if weights.bias is None else _array(weights.bias)
-        _redirect(model, result, _initializer(model, f"{path}.bias/edited", mean_output))
-        return
-    nodes: list[ir.Node] = []
-    factors = [weights.weight] if weights.down is None else [weights.down, weights.weight]
-    stream = source
-    for index, factor in enumerate(factors):
-        name = path if len(factors) == 1 else f"{path}.{index}"
-        constant = _initializer(model, f"{name}.weight{TRANSPOSED}", _array(factor).T)
-        nodes.append(ir.node("MatMul", [stream, constant], name=f"{name}/MatMul"))
-        stream = _name_result(nodes[-1], f"{name}/product", result)
-    if weights.bias is not None:
-        name = path if len(factors) == 1 else f"{path}.1"
-        constant = _initializer(model, f"{path}.bias/edited", _array(weights.bias))
-        nodes.append(ir.node("Add", [stream, constant], name=f"{name}/Add"))
-        stream = _name_result(nodes[-1], f"{name}/result", result)
-    old = [values[name].producer() for name in place.nodes]
-    model.graph.insert_after(last, nodes)
-    _redirect(model, result, stream)
-    for node in reversed(old):
-        assert node is not None
-        model.graph.remove(node, safe=True)
-
-
-def _name_result(node: ir.Node, name: str, like: ir.Value) -> ir.Value:
-    value = node.outputs[0]
-    value.name, value.type = name, like.type
-    return value
-
-
-def _initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
-    """A new constant of the graph."""
-    import onnx_ir as ir
-
-    array = np.asarray(array, order="C")
-    value = ir.val(name, const_value=ir.tensor(array, name=name))
-    model.graph.register_initializer(value)
-    return value
-
-
-def _redirect(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
-    """Let everything that read a value read another one; a graph output that was the old becomes the new."""
-    for node, index in list(old.uses()):
-        node.replace_input_with(index, new)
-    for index, output in enumerate(model.graph.outputs):
-        if output is old:
-            model.graph.outputs[index] = new
-
-
-def _restore_outputs(model: ir.Model, ends: Sequence[tuple[str, Any, Any]]) -> None:
-    """Give the outputs their names, types and shapes back where rewiring put other values in their place."""
-    import onnx_ir as ir
-
-    taken = values_of(model)
-    for index, (name, kind, shape) in enumerate(ends):
-        output = model.graph.outputs[index]
-        if output.name == name:
-            output.type, output.shape = kind, shape
-            continue
-        if name in taken:
-            taken[name].name = f"{name}/replaced"
-        identity = ir.node("Identity", [output], name=f"{name}/Identity")
-        value = identity.outputs[0]
-        value.name, value.type, value.shape = name, kind, shape
-        model.graph.append(identity)
-        model.graph.outputs[index] = value
-
-
-def _remove_unused(model: ir.Model) -> None:
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-    RemoveUnusedNodesPass()(model)
 
 
 def _forget_shapes(model: ir.Model) -> None:
@@ -296,11 +216,6 @@ def _name_transposed(program: ir.Model, model: nn.Module) -> None:
             continue
         array = value.const_value.numpy().T
         for name, parameter in model.named_parameters():
-            if tuple(parameter.shape) == array.shape and np.array_equal(_array(parameter), array):
+            if tuple(parameter.shape) == array.shape and np.array_equal(as_array(parameter), array):
                 value.name = name + TRANSPOSED
                 break
-
-
-def _array(tensor: Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.detach().cpu().numpy()
-    return array

@@ -17,7 +17,7 @@ from nas.engine.interrupts import Interruption, time_limit
 from nas.engine.objective import Measured, Objective, Proposal
 from nas.engine.progress import Status, StatusBoard, Tracker
 from nas.engine.rungs import Fidelities
-from nas.engine.slots import TrialSlots, Worker, abandoned
+from nas.engine.slots import TrialSlots, Worker, count_finished
 from nas.engine.storage import JournalStorage, OpensStorage, Storage, hide_password
 from nas.engine.study import StudySettings, WarmStarts, open_study
 
@@ -121,7 +121,7 @@ class Search:
             with self._interruption.watched():
                 self._loop(study, opened, slots)
             trials = patiently(lambda: study.get_trials(deepcopy=False), opened.lost)
-        self.complete = _count_finished(trials) >= self.num_trials
+        self.complete = count_finished(trials) >= self.num_trials
         return self._found(trials)
 
     def watch(self, busy: Callable[[bool], bool]) -> list[Candidate]:
@@ -140,7 +140,7 @@ class Search:
         with _explained(opened), self._interruption.watched():
             trials = patiently(lambda: study.get_trials(deepcopy=False), opened.lost)
             told = {trial.number for trial in trials if trial.state.is_finished()}
-            board = StatusBoard(self.objective.objectives, self.num_trials, _count_finished(trials))
+            board = StatusBoard(self.objective.objectives, self.num_trials, count_finished(trials))
             at_work = True
             while at_work:
                 at_work = busy(self.interrupted)
@@ -151,7 +151,7 @@ class Search:
                         self._tell(trial, board(trials))
                 if at_work:
                     time.sleep(0.5)
-        self.complete = _count_finished(trials) >= self.num_trials
+        self.complete = count_finished(trials) >= self.num_trials
         return self._found(trials)
 
     def _tell(self, trial: FrozenTrial, status: Status) -> None:
@@ -187,7 +187,7 @@ class Search:
 
     def _loop(self, study: Study, opened: Storage, slots: TrialSlots) -> None:
         trials = patiently(lambda: study.get_trials(deepcopy=False), opened.lost)
-        board = StatusBoard(self.objective.objectives, self.num_trials, _count_finished(trials))
+        board = StatusBoard(self.objective.objectives, self.num_trials, count_finished(trials))
         while not self.interrupted:
             trial, proposal, done = patiently(lambda: self._claim(opened, slots), opened.lost)
             if done:
@@ -280,10 +280,6 @@ class Search:
                 f"search: {failed} of {self._finished} evaluations failed, more than `max_failure_share` "
                 f"{self.max_failure_share:.0%}. The commonest reason ({count} times): {reason}"
             )
-
-
-def _count_finished(trials: Sequence[FrozenTrial]) -> int:
-    return sum(trial.state.is_finished() and not abandoned(trial) for trial in trials)
 
 
 @contextmanager

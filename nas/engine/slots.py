@@ -32,6 +32,11 @@ def abandoned(trial: FrozenTrial) -> bool:
     return trial.state.name == "FAIL" and "reason" not in trial.user_attrs
 
 
+def count_finished(trials: Sequence[FrozenTrial]) -> int:
+    """How many slots are done: trials that ended, but for those whose workers died."""
+    return sum(trial.state.is_finished() and not abandoned(trial) for trial in trials)
+
+
 class Worker:
     """One process that evaluates trials, recognisable as dead by others.
 

@@ -15,6 +15,8 @@ from nas.evaluation.metrics import Floats, Measure, Rows
 if TYPE_CHECKING:
     from torch import nn
 
+    from nas.tasks.task import Task
+
 BINS = 15
 # Beyond a factor of 20 either way a model has learnt nothing that a temperature could mend.
 _LARGEST = math.log(20.0)
@@ -126,6 +128,28 @@ def with_temperature(model: nn.Module, temperature: float) -> nn.Module:
         for parameter in heads[-1].parameters():
             parameter.div_(temperature)
     return scaled
+
+
+def with_fitted_temperature(model: nn.Module, task: Task, split: str = "validation") -> tuple[nn.Module, float]:
+    """A copy of a classifier with calibrated logits, and the temperature that they were divided by.
+
+    Args:
+        model: A `transformers` classifier.
+        task: Its task.
+        split: Whose labels the temperature is fitted to; not those on which the model is judged.
+
+    Raises:
+        ValueError: The task has no probabilities to calibrate.
+    """
+    from nas.evaluation.evaluate import predict
+    from nas.tasks.task import main_output
+
+    name, labels = main_output(task), task.samples.labels(split)
+    if task.kind not in ("text_classification", "image_classification") or name == "scores" or labels is None:
+        raise ValueError(f"`temperature` calibrates classifiers, but the task is {task.kind} with {name}.")
+    logits = predict(lambda batch: task.outputs(model, batch), task, split)[name]
+    temperature = fit_temperature(logits, labels)
+    return with_temperature(model, temperature), temperature
 
 
 def _confidence(rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from nas.stored_json import finite, read_object, write_object
 
 METRICS_FILE = "metrics.json"
 FORMAT = "hwnas report card"
@@ -46,7 +47,7 @@ class ReportCard:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that ``from_dict`` reads back; numbers that are not finite become None."""
-        data = _plain(asdict(self))
+        data = finite(asdict(self))
         assert isinstance(data, dict)
         return {"format": FORMAT, "version": VERSION, **data}
 
@@ -71,7 +72,7 @@ class ReportCard:
 
     def save(self, path: Path | str) -> None:
         """Write as JSON, with keys in a fixed order."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_object(path, self.to_dict())
 
     @classmethod
     def load(cls, path: Path | str) -> ReportCard:
@@ -81,12 +82,7 @@ class ReportCard:
             ValueError: The file is no report card.
             OSError: The file cannot be read.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"report card: {path} is not valid JSON ({error}).") from error
-        if not isinstance(data, Mapping):
-            raise ValueError(f"report card: {path} must hold a JSON object, but holds a {type(data).__name__}.")
+        data = read_object(path, "report card")
         try:
             return cls.from_dict(data)
         except ValueError as error:
@@ -208,13 +204,3 @@ def _efficiency(section: Mapping[str, Any]) -> list[Figure]:
         note = f"counted by {energy['source']}, {energy['runs']} runs"
         found.append(Figure("efficiency", "energy mJ", energy["millijoules"], note=note))
     return found
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

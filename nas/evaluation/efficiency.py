@@ -1,33 +1,28 @@
-"""What a deployed model costs, by every meter that the machine has: time, memory, bytes, operations, energy."""
+"""What a model costs, as its report card tells it: time, memory, bytes, operations, energy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from latency_models.measurement import speedup
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from latency_models.backends.base import Run
+    from latency_models.deployed import Costs
     from latency_models.device import Device
-    from latency_models.measurement import Measurement
-    from latency_models.meters import EnergyMeter
     from latency_models.profiler import Profiler
     from search_spaces.cost import Workload
 
 
 @dataclass(frozen=True)
-class Deployed:
-    """A model in the form in which it runs.
+class GraphSubject:
+    """A model that is deployed as an ONNX graph.
 
     Args:
         name: What people call it.
-        graph: Its ONNX file.
+        graph: Its file.
         module: What it was exported from, where that is known: its operations can be counted.
     """
 
@@ -37,8 +32,8 @@ class Deployed:
 
 
 def measure_efficiency(
-    models: Sequence[Deployed],
-    reference: Deployed,
+    models: Sequence[GraphSubject],
+    reference: GraphSubject,
     device: Device,
     workload: Workload,
     inputs: Mapping[str, Any],
@@ -67,54 +62,47 @@ def measure_efficiency(
         (millijoules with its source); what cannot be measured or counted is None.
     """
     from latency_models.backends.base import as_arrays
-    from latency_models.meters import find_energy_meter, peak_memory_mb, throughput
-    from latency_models.subnet_compiler import compile_model
+    from latency_models.deployed import Deployed, measure_costs
+    from latency_models.meters import throughput
 
-    say = say or (lambda _: None)
-    arrays = as_arrays(inputs)
+    def deployed(model: GraphSubject) -> Deployed:
+        return Deployed(model.name, device, str(model.graph), _input_names(model.graph))
 
-    def job(model: Deployed) -> Callable[[], Run]:
-        return partial(compile_model, device, str(model.graph), _known(model.graph, arrays))
-
-    jobs = [job(model) for model in models]
-    say("latency")
-    found: dict[int, Measurement] = dict(profiler.measure(list(enumerate(jobs)), job(reference)))
-    meter = find_energy_meter(device)
-    sections = []
-    for index, (model, run) in enumerate(zip(models, jobs, strict=True)):
-        if memory:
-            say(f"memory of {model.name}")
-        sections.append(
-            {
-                **_timing(found[index], profiler.settings.seed),
-                "throughput": throughput(workload, found[index].p50),
-                "peak_memory_mb": peak_memory_mb(run) if memory else None,
-                "size_mb": _size_mb(model.graph),
-                "parameters": None if model.module is None else sum(p.numel() for p in model.module.parameters()),
-                "macs": None if model.module is None else count_macs(model.module, inputs),
-                "energy": None if meter is None else _energy(run, meter, seconds),
-            }
-        )
-    return sections
+    costs = measure_costs(
+        [deployed(model) for model in models],
+        deployed(reference),
+        as_arrays(inputs),
+        profiler,
+        memory=memory,
+        seconds=seconds,
+        say=say,
+    )
+    return [
+        {
+            **_timing(found),
+            "throughput": throughput(workload, found.latency.p50),
+            "peak_memory_mb": found.peak_memory_mb,
+            "size_mb": _size_mb(model.graph),
+            "parameters": None if model.module is None else sum(p.numel() for p in model.module.parameters()),
+            "macs": None if model.module is None else count_macs(model.module, inputs),
+            "energy": None if found.energy is None else asdict(found.energy),
+        }
+        for model, found in zip(models, costs, strict=True)
+    ]
 
 
-def _timing(measured: Measurement, seed: int) -> dict[str, Any]:
-    ratio = speedup(measured, seed)
+def _timing(costs: Costs) -> dict[str, Any]:
+    measured = costs.latency
     return {
         "latency_ms": {
-            **{name: measured.quantile(share) for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))},
+            "p50": measured.p50,
+            "p90": measured.p90,
+            "p99": measured.p99,
             "min": measured.minimum,
             "n": measured.n,
         },
-        "speedup": None if ratio is None else asdict(ratio),
+        "speedup": None if costs.speedup is None else asdict(costs.speedup),
     }
-
-
-def _energy(run: Callable[[], Run], meter: EnergyMeter, seconds: float) -> dict[str, Any]:
-    from latency_models.meters import measure_energy
-
-    counted = measure_energy(run(), meter, seconds=seconds)
-    return {"millijoules": counted.millijoules, "runs": counted.runs, "source": counted.source}
 
 
 def count_macs(module: nn.Module, inputs: Mapping[str, Any]) -> int:
@@ -129,12 +117,11 @@ def count_macs(module: nn.Module, inputs: Mapping[str, Any]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def _known(graph: Path, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs that a graph takes."""
+def _input_names(graph: Path) -> frozenset[str]:
+    """The inputs that a graph takes; its weights are not read."""
     import onnx
 
-    names = {node.name for node in onnx.load(str(graph), load_external_data=False).graph.input}
-    return {name: values for name, values in arrays.items() if name in names}
+    return frozenset(node.name for node in onnx.load(str(graph), load_external_data=False).graph.input)
 
 
 def _size_mb(graph: Path) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import numpy as np
 from nas.export.artefacts import Artefact, Blocks, Calibration, chosen, size_mb, write_artefact
 from nas.export.model_card import CARD_FILE, Card, render_card
 from nas.export.reference import Reference, as_numpy
-from nas.export.verify import Check, ExportError, Tolerances, verify
+from nas.export.verify import Check, ExportError, verify
 from search_spaces.cost import Workload
 from search_spaces.shapes import ModelShape
 from search_spaces.subnet import SubnetConfig
@@ -68,8 +69,6 @@ def export_candidate(
     formats: Sequence[str] = ("transformers", "onnx"),
     precisions: Sequence[str] = ("fp32", "int8"),
     graph: ModelProto | None = None,
-    split: str = "test",
-    tolerances: Tolerances | None = None,
     calibration_samples: int = 64,
     metadata: Mapping[str, str] | None = None,
     device: Device | None = None,
@@ -93,8 +92,6 @@ def export_candidate(
         precisions: Of `nas.export.artefacts.PRECISIONS`: in which each runtime's files are written.
         graph: The deployed model's fp32 graph where it was made already; exported here otherwise. It is verified like
             any other.
-        split: Whose texts the checks run on.
-        tolerances: What the checks allow.
         calibration_samples: Samples of the calibration split that static scales are taken from.
         metadata: Further names and texts for the files' own metadata.
         device: Where TensorRT builds its engines.
@@ -106,11 +103,9 @@ def export_candidate(
     """
     blocks = Blocks.of(shape, subnet)
     artefacts = chosen(formats, precisions, blocks)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = directory.with_name(directory.name + ".exporting")
     title = name or directory.name
     told = {**_metadata(subnet, title, teacher), **(metadata or {})}
-    try:
+    with _written_aside(directory) as aside:
         _write_model(model, subnet, shape, task, aside, whole="transformers" in formats, metadata=told)
         if artefacts:
             graph = graph if graph is not None else deployed_graph(model, task)
@@ -119,13 +114,8 @@ def export_candidate(
             assert graph is not None
             write_artefact(row, graph, aside, calibration=calibration, metadata=told, device=device, blocks=blocks)
         (aside / "card.json").write_text(_card(title, teacher, task, subnet, artefacts).to_json(), encoding="utf-8")
-        checks = verify(aside, Reference.from_model(model, task, split), tolerances)
+        checks = verify(aside, Reference.from_model(model, task))
         write_metrics(aside, metrics(aside, checks) if callable(metrics) else metrics or {})
-        _replace(aside, directory)
-    except OSError as error:
-        raise ExportError(f"export: {directory} cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return ExportedModel(directory, artefacts, checks)
 
 
@@ -224,6 +214,24 @@ def _metadata(subnet: SubnetConfig, name: str, teacher: str) -> dict[str, str]:
     versions = {library: library_version(library) for library in _VERSIONS}
     told = {"name": name, "teacher": teacher, "subnet": subnet.to_json()}
     return told | {f"version.{library}": version for library, version in versions.items() if version}
+
+
+@contextmanager
+def _written_aside(directory: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name in the end; nothing is left of it where anything goes wrong.
+
+    Raises:
+        ExportError: It cannot be written.
+    """
+    aside = directory.with_name(directory.name + ".exporting")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        _replace(aside, directory)
+    except OSError as error:
+        raise ExportError(f"export: {directory} cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _replace(source: Path, target: Path) -> None:

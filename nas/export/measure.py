@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latency_models.deployed import Costs, Deployed, Throughput, best_throughput, measure_costs
 from latency_models.device import Device
-from latency_models.measurement import speedup
-from latency_models.meters import find_energy_meter, measure_energy, peak_memory_mb
+from latency_models.measurement import Ratio, speedup
 from latency_models.profiler import Profiler
-from latency_models.subnet_compiler import compile_model
 from nas.export.artefacts import Artefact, size_mb
 
 if TYPE_CHECKING:
-    from latency_models.backends.base import Run
-    from latency_models.measurement import Measurement
     from nas.export.reference import Arrays
     from nas.progress import Progress
-
-# Throughput must grow by so much for a larger batch to be tried.
-_GAIN = 1.02
-_QUICK = {"warmup_seconds": 0.1, "burst": 1, "min_visits": 5, "target": 0.05, "max_seconds": 2.0, "chunk_size": 1}
 
 
 @dataclass(frozen=True)
@@ -49,9 +41,10 @@ class Subject:
         """``onnx int8`` or ``teacher onnx int8``."""
         return f"teacher {self.key}" if self.teacher else self.key
 
-    def job(self, inputs: Arrays) -> Callable[[], Run]:
-        """What compiles it, in this process or another."""
-        return partial(compile_model, self.device, self.model, dict(inputs))
+    @property
+    def deployed(self) -> Deployed:
+        """It as what runs."""
+        return Deployed(self.name, self.device, self.model)
 
 
 def device_of(artefact: Artefact, target: Device) -> Device:
@@ -107,61 +100,39 @@ def measure(
     """
     profiler = Profiler(**protocol, seed=seed)
     bound = inputs(batch_size)
-    measured: dict[str, Measurement] = {}
-    for subject, measurement in profiler.measure([(s, s.job(bound)) for s in subjects], reference.job(bound)):
-        measured[subject.name] = measurement
+    costs = measure_costs([subject.deployed for subject in subjects], reference.deployed, bound, profiler)
     found = {}
-    for subject in subjects:
-        figures = _latency(measured[subject.name], seed)
-        figures |= _meters(subject, bound, inputs, batches)
+    for subject, own in zip(subjects, costs, strict=True):
+        figures = _figures(subject, own, best_throughput(subject.deployed, inputs, batches))
         partner = next((s for s in subjects if s.teacher and s.key == subject.key), None)
         if partner is not None and not subject.teacher and subject.key != reference.key:
             # Paired with the teacher in the same files: what pruning gains where precision is the same.
-            pair = dict(profiler.measure([(subject, subject.job(bound))], partner.job(bound)))[subject]
-            figures["speedup_same_precision"] = _ratio(pair, seed)
+            job, teacher = subject.deployed.job(bound), partner.deployed.job(bound)
+            pair = dict(profiler.measure([(subject.name, job)], teacher))[subject.name]
+            figures["speedup_same_precision"] = _plain(speedup(pair, seed))
         found[subject.name] = figures
         if progress is not None:
             progress.advance(text=f"{subject.name} {figures['p50_ms']:.2f} ms")
     return found
 
 
-def _latency(measured: Measurement, seed: int) -> dict[str, Any]:
-    return {
+def _figures(subject: Subject, costs: Costs, rates: Throughput) -> dict[str, Any]:
+    measured, energy = costs.latency, costs.energy
+    found = {
         "p50_ms": measured.p50,
         "p90_ms": measured.p90,
         "p99_ms": measured.p99,
         "min_ms": measured.minimum,
         "runs": measured.n,
-        "speedup_teacher_fp32": _ratio(measured, seed),
-    }
-
-
-def _ratio(measured: Measurement, seed: int) -> dict[str, float] | None:
-    found = speedup(measured, seed)
-    return None if found is None else asdict(found)
-
-
-def _meters(subject: Subject, bound: Arrays, inputs: Callable[[int], Arrays], batches: Sequence[int]) -> dict[str, Any]:
-    """Throughput, memory, size, and energy where there is a counter for it."""
-    rates: dict[int, float] = {}
-    for batch in sorted({1, *batches}):
-        rates[batch] = _sequences_per_second(subject, inputs(batch), batch)
-        if rates[batch] < _GAIN * max((rate for size, rate in rates.items() if size < batch), default=0.0):
-            break
-    best = max(rates, key=rates.__getitem__)
-    found: dict[str, Any] = {
-        "throughput_batch_1_per_s": rates[1],
-        "throughput_best_per_s": rates[best],
-        "throughput_best_batch_size": best,
-        "peak_memory_mb": peak_memory_mb(subject.job(bound)),
+        "speedup_teacher_fp32": _plain(costs.speedup),
+        "throughput_batch_1_per_s": rates.batch_1_per_s,
+        "throughput_best_per_s": rates.best_per_s,
+        "throughput_best_batch_size": rates.best_batch_size,
+        "peak_memory_mb": costs.peak_memory_mb,
         "size_mb": subject.size_mb,
     }
-    if (meter := find_energy_meter(subject.device)) is not None:
-        energy = measure_energy(subject.job(bound)(), meter)
-        found |= {"energy_mj": energy.millijoules, "energy_source": energy.source}
-    return found
+    return found if energy is None else found | {"energy_mj": energy.millijoules, "energy_source": energy.source}
 
 
-def _sequences_per_second(subject: Subject, inputs: Arrays, batch: int) -> float:
-    ((_, measured),) = Profiler(**_QUICK).measure([(subject, subject.job(inputs))])  # type: ignore[arg-type]
-    return batch * 1e3 / measured.p50
+def _plain(ratio: Ratio | None) -> dict[str, float] | None:
+    return None if ratio is None else asdict(ratio)

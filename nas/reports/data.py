@@ -5,13 +5,13 @@ Nothing here knows the search engine. `nas/commands.py` fills a `Report`; tables
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from nas.stored_json import finite, read_object, write_object
 from search_spaces.cost import Workload
 from search_spaces.subnet import SubnetConfig
 
@@ -212,7 +212,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that ``from_dict`` reads back; NaN and infinities become None."""
-        data = _plain(asdict(self))
+        data = finite(asdict(self))
         assert isinstance(data, dict)
         return {"format": FORMAT, **data}
 
@@ -239,7 +239,7 @@ class Report:
 
     def save(self, path: Path | str) -> None:
         """Write as JSON, with keys in a fixed order."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_object(path, self.to_dict())
 
     @classmethod
     def load(cls, path: Path | str) -> Report:
@@ -249,23 +249,7 @@ class Report:
             ValueError: The file is no report.
             OSError: The file cannot be read.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"report: {path} is not valid JSON ({error}).") from error
-        if not isinstance(data, Mapping):
-            raise ValueError(f"report: {path} must hold a JSON object, but holds a {type(data).__name__}.")
-        return cls.from_dict(data)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        return cls.from_dict(read_object(path, "report"))
 
 
 def _optional(read: Callable[[Any], T], data: Any) -> T | None:

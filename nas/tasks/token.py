@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nas.evaluation.metrics import SAMPLES, TOKENS, Measure, Tables, computed, token_rows
+from nas.evaluation.metrics import SAMPLES, Measure, Tables, computed
+from nas.evaluation.tokens import TOKENS, token_rows
 from nas.tasks.data import Examples, TextData
 from nas.tasks.deployed import Classifier, logits_and_hidden
 from nas.tasks.heads import chosen_quality

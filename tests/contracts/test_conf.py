@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 from latency_models.device import Device
 from latency_models.predictors import PREDICTORS
 from latency_models.profiler import Profiler
-from nas.__main__ import COMMANDS
+from nas.__main__ import COMMANDS, run
 from nas.config import ConfigError, build, check_arguments, conf_dir, find_type
+from search_spaces.choices import BLOCK_DIMENSIONS, MODEL_DIMENSIONS
 from search_spaces.cost import Workload
 from search_spaces.shapes import ModelShape
 from search_spaces.space import SearchSpace
@@ -61,6 +62,30 @@ def test_workloads(path):
 def test_spaces_fit_a_model_and_contain_it(path):
     space = SearchSpace.from_choices(ModelShape.from_model(tiny_bert()), **load(path))
     assert space.largest == space.teacher
+
+
+def test_every_dimension_is_an_option_and_is_not_searched_unless_it_is_given():
+    known = [*BLOCK_DIMENSIONS, *MODEL_DIMENSIONS]
+    assert list(load(conf_dir() / "space_defaults.yaml")["choices"]) == known
+    shape = ModelShape.from_model(tiny_bert())
+    for path in conf_dir().glob("space/*.yaml"):
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            composed = OmegaConf.to_container(compose("search", overrides=[f"space={path.stem}"]).space)
+        assert SearchSpace.from_choices(shape, **composed) == SearchSpace.from_choices(shape, **load(path))
+
+
+@pytest.mark.parametrize("space", sorted(path.stem for path in conf_dir().glob("space/*.yaml")))
+def test_dimensions_need_no_plus_sign(space):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        for plus in ("", "+", "++"):
+            choices = [f"{plus}space.choices.{name}=[1]" for name in (*BLOCK_DIMENSIONS, *MODEL_DIMENSIONS)]
+            composed = compose("search", overrides=[f"space={space}", *choices])
+            assert set(map(tuple, composed.space.choices.values())) == {(1,)}
+
+
+def test_unknown_dimensions_get_the_right_name(capsys):
+    assert run(["search", "model.path=DIR", "task.data.path=FILE", "space.choices.precison=int8"]) == 2
+    assert "Did you mean 'space.choices.precision'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", sorted(conf_dir().glob("predictor/*.yaml")), ids=lambda p: p.stem)

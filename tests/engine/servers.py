@@ -91,7 +91,7 @@ def _account(name: str) -> pwd.struct_passwd | None:
 PROXY = """
 import sys
 from optuna.storages import JournalStorage, run_grpc_proxy_server
-from nas.engine.storage import JournalFile
+from nas.engine.journal import JournalFile
 storage = JournalStorage(JournalFile(sys.argv[1]))
 run_grpc_proxy_server(storage, host="127.0.0.1", port=int(sys.argv[2]))
 """

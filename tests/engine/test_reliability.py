@@ -18,8 +18,9 @@ import optuna
 import pytest
 
 from nas.engine.errors import SearchFailedError
+from nas.engine.journal import JournalFile
 from nas.engine.slots import abandoned
-from nas.engine.storage import DatabaseStorage, JournalFile, JournalStorage, ProxyStorage
+from nas.engine.storage import DatabaseStorage, JournalStorage, ProxyStorage
 from tests.engine.servers import PostgreSQL, free_port, postgresql_programs, start_proxy
 from tests.engine.worlds import Formula, tiny_search
 

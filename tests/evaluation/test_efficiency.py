@@ -12,7 +12,7 @@ import torch
 from latency_models.backends.onnx import export_onnx
 from latency_models.device import Device
 from latency_models.profiler import Profiler
-from nas.evaluation.efficiency import Deployed, count_macs, measure_efficiency
+from nas.evaluation.efficiency import GraphSubject, count_macs, measure_efficiency
 from nas.tasks.deployed import GraphModel
 from nas.tasks.text import SentenceEmbedding, TextClassification
 from search_spaces.cost import Workload, cost
@@ -55,12 +55,12 @@ def test_a_model_beside_its_reference(task: TextClassification, graph: Path, mon
             Meter.count += 1.0
             return Meter.count
 
-    monkeypatch.setattr("latency_models.meters.find_energy_meter", lambda _: Meter())
-    monkeypatch.setattr("latency_models.meters.peak_memory_mb", lambda _: 123.0)
-    deployed = Deployed("m", graph, task.load_model())
+    monkeypatch.setattr("latency_models.deployed.find_energy_meter", lambda _: Meter())
+    monkeypatch.setattr("latency_models.deployed.peak_memory_mb", lambda _: 123.0)
+    deployed = GraphSubject("m", graph, task.load_model())
     told: list[str] = []
     sections = measure_efficiency(
-        [deployed, Deployed("graph alone", graph)],
+        [deployed, GraphSubject("graph alone", graph)],
         deployed,
         Device(name="onnxruntime_cpu", backend="onnxruntime", threads=1),
         WORKLOAD,
@@ -88,10 +88,10 @@ def test_a_model_beside_its_reference(task: TextClassification, graph: Path, mon
 def test_without_a_counter_there_is_no_energy(
     task: TextClassification, graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("latency_models.meters.find_energy_meter", lambda _: None)
+    monkeypatch.setattr("latency_models.deployed.find_energy_meter", lambda _: None)
     section = measure_efficiency(
-        [Deployed("m", graph)],
-        Deployed("m", graph),
+        [GraphSubject("m", graph)],
+        GraphSubject("m", graph),
         Device(name="onnxruntime_cpu", backend="onnxruntime", threads=1),
         WORKLOAD,
         task.example_inputs(WORKLOAD),

@@ -15,15 +15,14 @@ from nas.evaluation.metrics import (
     MULTI_LABEL,
     REGRESSION,
     SAMPLES,
-    TOKENS,
     Rows,
     classification_rows,
     computed,
     multi_label_rows,
     regression_rows,
     take,
-    token_rows,
 )
+from nas.evaluation.tokens import TOKENS, token_rows
 
 GENERATOR = np.random.default_rng(0)
 

@@ -1,0 +1,59 @@
+"""What is refused leaves nothing behind, and what is not asked about is no reason to refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from nas.__main__ import run
+from nas.engine.journal import JOURNAL
+from tests.cli.conftest import FAST
+from tests.cli.test_commands import QUICK, smoke
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "search.num_trials=0",
+        "sampler.name=os.system",
+        "objectives.constraints.latency_ms=0.0001",
+        "task.data.path=missing.csv",
+        "model.path=missing",
+        "space.choices.heads=[9]",
+    ],
+)
+def test_a_refused_search_leaves_no_folder(searched, root, wrong):
+    before = {path.name for path in root.iterdir()}
+    assert searched.is_dir()
+    assert run(["search", "experiment=smoke", f"root={root}", "study=refused", wrong, *FAST]) == 2
+    assert {path.name for path in root.iterdir()} == before
+
+
+def test_a_refused_job_of_a_sweep_leaves_no_folder(searched, root):
+    assert searched.is_dir()
+    wrong = ["objectives.constraints.latency_ms=0.0001,0.0002", f"hydra.sweep.dir={root}/logs/sweep"]
+    assert run(["search", "-m", "experiment=smoke", f"root={root}", "study=refused", *wrong, *FAST]) == 2
+    assert not list(root.glob("refused*"))
+    assert not (root / JOURNAL).exists()
+
+
+def test_a_graph_is_judged_beside_damaged_weights(searched, root, tmp_path, capsys):
+    folder = next(path for path in (searched / "models").iterdir() if (path / "subnet.json").is_file())
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    (damaged / "model.safetensors").write_bytes(b"no tensors at all")
+    (damaged / "tokenizer.json").write_text("{", encoding="utf-8")
+    fast = [text for text in QUICK if text != "measure=false"]
+    costs = ["memory=false", "protocol.max_seconds=0.1", "show=json", "progress=plain"]
+    arguments = smoke(root, "evaluate", f"candidate={damaged / 'model.onnx'}", *fast, f"output={tmp_path}", *costs)
+    assert run(arguments) == 0
+    said = capsys.readouterr()
+    card = json.loads(said.out)
+    assert card["model"]["kind"] == "onnx"
+    assert (card["efficiency"]["parameters"], card["efficiency"]["macs"]) == (None, None)
+    assert card["efficiency"]["latency_ms"]["p50"] > 0
+    assert "not counted" in said.err
+    # The folder itself is refused.
+    assert run(smoke(root, "evaluate", f"candidate={damaged}", *QUICK)) == 2
