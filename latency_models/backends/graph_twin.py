@@ -24,6 +24,8 @@ def twin(model: nn.Module, inner: nn.Module, shape: ModelShape) -> tuple[nn.Modu
         inner: The `transformers` model in it.
         shape: Its sizes.
     """
+    import torch
+
     family = family_of(inner)
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     config = _other_sizes(shape)
@@ -31,8 +33,10 @@ def twin(model: nn.Module, inner: nn.Module, shape: ModelShape) -> tuple[nn.Modu
     made = copy.deepcopy(model, shared)
     other = made.get_submodule(place)
     blocks = list(blocks_of(other))
-    for block in blocks[:2]:
-        reshape_block(block, family, shape, config)
+    with torch.random.fork_rng(devices=[]):  # The new weights count for nothing; the caller's next numbers do.
+        torch.manual_seed(0)
+        for block in blocks[:2]:
+            reshape_block(block, family, shape, config)
     kept = range(min(2, len(blocks)))
     keep_blocks(other, blocks, kept, getattr(other.config, "layer_types", None))
     return made, (config.kv_heads, config.heads // config.kv_heads, config.ffn)

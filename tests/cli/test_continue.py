@@ -16,7 +16,7 @@ from nas.engine.storage import JournalStorage
 
 def test_a_killed_search_goes_on(tmp_path):
     command = [sys.executable, "-m", "nas", "search", "experiment=smoke", f"root={tmp_path}"]
-    command += ["progress=plain", "torch_threads=1", f"hydra.run.dir={tmp_path}/log"]
+    command += ["progress=plain", "torch_threads=1", f"hydra.run.dir={tmp_path}/log", "search.only=true"]
     journal = tmp_path / "smoke" / "journal.log"
     # A session of its own: nothing that the search started may outlive it and go on for it.
     started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
