@@ -187,6 +187,7 @@ class SearchBench:
         bench, workers = self.bench, int(self.settings["workers"])
         share_cores(usable_cores(), workers)
         trackers = load_trackers(self.settings["trackers"])
+        _ = bench.distiller  # What does not fit the task is told before minutes are spent.
         with self.undisturbed():
             warm_start = self.warm_start()
             _ = bench.evaluator

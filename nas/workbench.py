@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from latency_models.device import Device
+    from nas.distillation.losses import Distiller
     from nas.evaluation.aspects import NamedMetrics
     from nas.evaluation.evaluate import Evaluator
     from nas.tasks.task import Task
@@ -216,29 +217,37 @@ class Workbench:
     # -- quality ----------------------------------------------------------------------------------------------------
 
     @cached_property
+    def distiller(self) -> Distiller:
+        """The loss between students and the teacher.
+
+        Raises:
+            ValueError: The task does not give what it reads.
+        """
+        distiller: Distiller = build(self.config["distiller"])
+        distiller.check(self.task)
+        return distiller
+
+    @cached_property
     def evaluator(self) -> Evaluator:
         """Judges subnets against the teacher's stored outputs."""
         from nas.distillation.teacher import TeacherOutputs
         from nas.evaluation.evaluate import Evaluator
 
-        distiller = build(self.config["distiller"])
-        training = build(self.config["training"])
-        distiller.check(self.task)
-        teacher = TeacherOutputs(self.task, distiller.needs, str(self.cache), model=self.teacher)
+        teacher = TeacherOutputs(self.task, self.distiller.needs, str(self.cache), model=self.teacher)
         evaluator = Evaluator(
             self.supernet,
             self.task,
-            distiller,
-            training,
+            self.distiller,
+            build(self.config["training"]),
             teacher,
             extras=self.extras,
             device_precision=self.judged_precision,
         )
         with self.stage("teacher outputs"):
-            batches = sum(len(self.task.samples.order(split, teacher.batch_size)) for split in ("validation", "test"))
+            splits = ("validation", "test")
+            batches = sum(len(self.task.samples.order(split, teacher.batch_size)) for split in splits)
             with self.progress("Teacher outputs", batches) as bar:
-                for split in ("validation", "test"):
-                    teacher.arrays(split, bar)
+                teacher.prepare(splits, bar)
         return evaluator
 
     @property

@@ -22,6 +22,7 @@ from tests.cli.test_commands import QUICK, smoke
         "task.data.path=missing.csv",
         "model.path=missing",
         "space.choices.heads=[9]",
+        "distiller=logits",
     ],
 )
 def test_a_refused_search_leaves_no_folder(searched, root, wrong):
