@@ -1,6 +1,6 @@
 """Exports of small modules, remembered: the exporter takes seconds for each, and tests export the same ones.
 
-The first export of a module is the exporter's own; another of the same weights, attributes and options gets a copy of it.
+The first export of a module is the exporter's own; another of the same weights, attributes and options is a copy of it.
 """
 
 from __future__ import annotations
