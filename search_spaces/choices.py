@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from search_spaces.families import FAMILIES
 from search_spaces.shapes import ModelShape
 from search_spaces.subnet import PRECISIONS, RANKS
 
@@ -64,6 +65,13 @@ def resolve(shape: ModelShape, name: str, raw: Any, multiple: int) -> tuple[Choi
             raise ValueError(f"space: `precision` must be one of {', '.join(PRECISIONS)}, but got {bad[0]!r}.")
         return tuple(sorted(set(values), key=PRECISIONS.index, reverse=True))
     resolved = {_resolve_number(shape, name, value, multiple) for value in values}
+    if name == "hidden_size" and min(resolved) < shape.hidden_size:
+        family = next((row for row in FAMILIES if row.name == shape.family), None)
+        if family is None or not family.stem:
+            raise ValueError(
+                f"space: `hidden_size` must be the model's {shape.hidden_size} in the family {shape.family}, whose "
+                f"residual stream cannot be made narrower, but got {min(resolved)}."
+            )
     if name in RANKS:  # 0 means dense, which is the most expensive.
         return tuple(sorted(resolved - {0})) + ((0,) if 0 in resolved else ())
     return tuple(sorted(resolved))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import product
 from typing import Any, Protocol
@@ -227,7 +227,9 @@ class SearchSpace:
     def to_dict(self) -> dict[str, Any]:
         """Plain data that identifies the space: what a study and a profile remember of it."""
         dimensions = [[d.name, d.block, list(d.choices)] for d in self.dimensions]
-        return {"shape": asdict(self.shape), "dimensions": dimensions, "min_blocks": self.min_blocks}
+        # What is no part of what tells models apart is none of a space's fingerprint either.
+        shape = {f.name: getattr(self.shape, f.name) for f in fields(self.shape) if f.compare}
+        return {"shape": shape, "dimensions": dimensions, "min_blocks": self.min_blocks}
 
     @cached_property
     def fingerprint(self) -> str:
