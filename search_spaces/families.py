@@ -38,6 +38,8 @@ class ModelFamily:
             be made narrower.
         stem_norm: Path of the norm that follows their sum; empty where there is none.
         final_norm: Path of the norm that follows the last block; empty where norms follow the sums.
+        expands_output: Whether a narrower stream is brought back to full width behind the whole base model, because
+            that gives the last norm's output the stream's shape again.
     """
 
     name: str
@@ -61,6 +63,7 @@ class ModelFamily:
     stem: tuple[str, ...] = ()
     stem_norm: str = ""
     final_norm: str = ""
+    expands_output: bool = False
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -187,7 +190,9 @@ FAMILIES: tuple[ModelFamily, ...] = (
         causal=True,
         layer_index=("attn",),
         config_ffn="n_inner",
-        # No stem: its model gives the last norm's output the stream's width again.
+        stem=("wte", "wpe"),
+        final_norm="ln_f",
+        expands_output=True,
     ),
     _LLAMA,
     # Its norms of queries and keys are as wide as one head, so they serve any number of heads.

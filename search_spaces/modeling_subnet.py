@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 
@@ -175,14 +176,17 @@ def narrow_stream(
         norms: Paths of norms outside the blocks.
         block_norms: Paths of norms in every block.
         last: Path of the norm that an output projection follows: in the base model where it is one of ``norms``, else
-            in the last block.
+            in the last block. Empty where it follows the whole base model.
     """
-    holder = base if last in norms else blocks[-1]
     for path in stem:
         replace_part(base, path, lambda part, path=path: narrowed(part, torch.arange(size), tied=path in tied))
     for module, paths in ((base, norms), *((block, block_norms) for block in blocks)):
         for path in paths:
             module.set_submodule(path, narrowed_norm(module.get_submodule(path), size))
+    if not last:
+        expand_output(base, nn.Linear(size, full))
+        return
+    holder = base if last in norms else blocks[-1]
     holder.set_submodule(last, expanded(holder.get_submodule(last), nn.Linear(size, full)))
 
 
@@ -230,6 +234,19 @@ def narrowed_norm(norm: Any, size: int) -> Any:
 def expanded(norm: nn.Module, projection: nn.Module) -> nn.Sequential:
     """A norm and the projection that brings its output back to the width that poolers and heads read."""
     return nn.Sequential(OrderedDict(norm=norm, expand=projection))
+
+
+def expand_output(base: nn.Module, projection: nn.Module) -> RemovableHandle:
+    """Let a projection follow a base model."""
+    base.add_module("expand", projection)
+    return base.register_forward_hook(_expand)
+
+
+def _expand(base: Any, _: Any, output: Any) -> Any:
+    if isinstance(output, tuple):
+        return (base.expand(output[0]), *output[1:])
+    output.last_hidden_state = base.expand(output.last_hidden_state)
+    return output
 
 
 def constant_like(module: Any, outputs: int | None = None) -> Constant:

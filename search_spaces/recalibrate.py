@@ -106,12 +106,13 @@ def _refit_output(model: nn.Module, teacher: nn.Module, pairs: list[Pair], last:
         last: Number of the subnet's last block.
     """
     family, base, block = family_of(model), base_model(model), blocks_of(model)[last]
-    module = base.get_submodule(family.final_norm) if family.final_norm else block.get_submodule(family.ffn_norm)
-    linear, read, residuals = module.get_submodule("expand"), [], []
+    norm = base.get_submodule(family.final_norm) if family.final_norm else block.get_submodule(family.ffn_norm)
+    linear, read, residuals = (base if family.expands_output else norm).get_submodule("expand"), [], []
     assert isinstance(linear, nn.Linear)
+    norm = norm if family.expands_output else norm.get_submodule("norm")
     for pair in pairs:
         if family.final_norm:
-            read.append(module.get_submodule("norm")(pair.student.run(block, last)))
+            read.append(norm(pair.student.run(block, last)))
             target = base_model(teacher).get_submodule(family.final_norm)(pair.teacher.hidden)
         else:
             read.append(pair.student.read_by(linear, block, last))

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
-from search_spaces.elastic import LinearWeights
+from search_spaces.elastic import ElasticLinear, LinearWeights
 from search_spaces.families import base_model, blocks_of, family_of, tied_stem
 from search_spaces.layout import ProjectionLayout
-from search_spaces.modeling_subnet import expanded, narrowed, narrowed_norm, replace_part
+from search_spaces.modeling_subnet import expand_output, expanded, narrowed, narrowed_norm, replace_part
 from search_spaces.shapes import ModelShape
 from search_spaces.subnet import SubnetConfig
 
@@ -102,6 +103,7 @@ class ResidualStream:
         self._stems: dict[int, dict[str, Any]] = {shape.hidden_size: self._parts}
         self._maps: dict[tuple[Any, ...], LinearWeights] = {}
         self._norms: dict[tuple[int | None, str], ElasticNorm] = {}
+        self._expanding: RemovableHandle | None = None
         outside = [path for path in (self._family.stem_norm, self._family.final_norm) if path]
         within = [self._family.attention_norm, self._family.ffn_norm]
         places = [(None, self._base, outside), *((i, block, within) for i, block in enumerate(blocks_of(model)))]
@@ -124,17 +126,33 @@ class ResidualStream:
         size = subnet.hidden_size
         for path, part in self._stem(size).items():
             replace_part(self._base, path, lambda _, part=part: part)
+        self._follow_base(subnet)
         if size == self._shape.hidden_size:
             for norm in self._norms.values():
                 norm.activate(None)
             return
         last = (None, self._family.final_norm) if self._family.final_norm else (subnet.kept[-1], self._family.ffn_norm)
         for place, norm in self._norms.items():
-            norm.activate(self._norm_weights(size, *place, norm), self._output(subnet) if place == last else None)
+            followed = place == last and not self._family.expands_output
+            norm.activate(self._norm_weights(size, *place, norm), self._output(subnet) if followed else None)
+
+    def _follow_base(self, subnet: SubnetConfig) -> None:
+        """The projection that follows the whole base model, in families that have it there."""
+        if self._expanding is not None:
+            self._expanding.remove()
+            del self._base.expand
+            self._expanding = None
+        if self._family.expands_output and subnet.hidden_size != self._shape.hidden_size:
+            self._expanding = expand_output(self._base, ElasticLinear(self._output(subnet)))
 
     def plain(self) -> dict[int, nn.Module]:
-        """Norms as extracted models have them, by the identity of the module that they stand for."""
-        return {id(norm): norm.plain() for norm in self._norms.values()}
+        """Modules as extracted models have them, by the identity of those that they stand for."""
+        found: dict[int, nn.Module] = {id(norm): norm.plain() for norm in self._norms.values()}
+        if self._expanding is not None:
+            expand = self._base.get_submodule("expand")
+            assert isinstance(expand, ElasticLinear)
+            found[id(expand)] = expand.plain()
+        return found
 
     def narrow(self, index: int, layout: ProjectionLayout, weights: LinearWeights, size: int) -> LinearWeights:
         """A projection of some width and rank as it is with a stream of this width.

@@ -57,7 +57,7 @@ def stream_changes(family: ModelFamily, shape: ModelShape, hidden_size: int, tie
         "tied": list(tied),
         "norms": [path for path in (family.stem_norm, family.final_norm) if path],
         "block_norms": [family.attention_norm, family.ffn_norm],
-        "last": family.final_norm or family.ffn_norm,
+        "last": "" if family.expands_output else family.final_norm or family.ffn_norm,
     }
 
 
