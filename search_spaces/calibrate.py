@@ -17,7 +17,7 @@ from search_spaces.importance import Importance
 from search_spaces.layout import layouts
 from search_spaces.library import LIBRARY_VERSION, Library
 from search_spaces.observe import observe, passes
-from search_spaces.residual_fit import fit_residual, narrow_sizes, read_places
+from search_spaces.residual_fit import fit_residual, read_places
 from search_spaces.space import SearchSpace
 from search_spaces.variants import BlockVariants
 
@@ -54,16 +54,15 @@ def calibrate(
             raise ValueError(f"teacher: weights must be finite, but {name!r} holds NaN or infinity.")
     tensors: dict[str, Tensor] = {}
     family, rows, batches, places = family_of(model), 0, list(batches), []
-    narrow = narrow_sizes(space)
     for group in passes(space.shape):
         for index, observed in zip(group, observe(model, batches, group, on_batch), strict=True):
             block = blocks_of(model)[index]
             tensors |= BlockVariants(index, block, family, space, observed, importance).tensors()
             rows = observed.both("qkv").count
-            places += read_places(block, family, observed) if narrow else []
+            places += read_places(block, family, observed) if space.narrower else []
             if on_block:
                 on_block(index + 1)
-    if narrow:
+    if space.narrower:
         tensors |= fit_residual(model, batches, space, places, importance, on_block)
     metadata = {
         "version": LIBRARY_VERSION,
@@ -72,6 +71,11 @@ def calibrate(
         "rows": str(rows),
     }
     return Library(tensors, metadata)
+
+
+def count_steps(space: SearchSpace, batches: int) -> int:
+    """How often `calibrate` will call ``on_batch`` and ``on_block`` together."""
+    return batches * len(passes(space.shape)) + space.shape.num_blocks * (1 + len(space.narrower))
 
 
 def library_gb(space: SearchSpace) -> float:
@@ -88,7 +92,7 @@ def library_gb(space: SearchSpace) -> float:
                 numbers += space.largest_rank(layout.rank_dimension, index, inputs, outputs) * (inputs + outputs)
     shape = space.shape
     # A map at each of two places in every block and one in the end; norms are small beside them.
-    numbers += sum((2 * shape.num_blocks + 1) * shape.hidden_size * size for size in narrow_sizes(space))
+    numbers += sum((2 * shape.num_blocks + 1) * shape.hidden_size * size for size in space.narrower)
     return 4 * numbers / 1e9
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,29 @@ class Dimension:
         """The choices as integers: precisions by their index."""
         values = [PRECISIONS.index(c) if isinstance(c, str) else int(c) for c in self.choices]
         return np.array(values, dtype=np.int64)
+
+
+def check(
+    shape: ModelShape,
+    named: Sequence[Mapping[str, Any]],
+    own: Mapping[int, Mapping[str, Any]],
+    per_block: Sequence[str],
+    min_blocks: int,
+) -> None:
+    """What is wrong with a space whatever its choices are.
+
+    Raises:
+        ValueError: A dimension is unknown or misplaced, or a number is out of range.
+    """
+    known = (*BLOCK_DIMENSIONS, *MODEL_DIMENSIONS)
+    if strange := [name for names in named for name in names if name not in known]:
+        raise ValueError(f"space: unknown dimension {strange[0]!r}; known are {', '.join(known)}.")
+    if misplaced := [n for n in MODEL_DIMENSIONS if n in per_block or any(n in values for values in own.values())]:
+        raise ValueError(f"space: `{misplaced[0]}` is one for the whole model, but is given per block.")
+    if not 1 <= min_blocks <= shape.num_blocks:
+        raise ValueError(f"space: `min_blocks` must be between 1 and {shape.num_blocks}, but got {min_blocks}.")
+    if unknown := sorted(set(own) - set(range(shape.num_blocks))):
+        raise ValueError(f"space: `overrides` names block {unknown[0]}, but the model has {shape.num_blocks}.")
 
 
 def resolve(shape: ModelShape, name: str, raw: Any, multiple: int) -> tuple[Choice, ...]:

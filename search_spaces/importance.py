@@ -96,7 +96,8 @@ def _removal_scores(current: Tensor, inverse: Tensor, size: int) -> Tensor:
         return current.square().sum(dim=0) / inverse.diagonal()
     columns = current.reshape(-1, count, size).permute(1, 2, 0)
     blocks = inverse.reshape(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    return (columns * torch.linalg.solve(blocks, columns)).sum(dim=(1, 2))
+    scores: Tensor = (columns * torch.linalg.solve(blocks, columns)).sum(dim=(1, 2))
+    return scores
 
 
 def _without(current: Tensor, inverse: Tensor, gone: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:

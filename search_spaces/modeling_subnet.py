@@ -61,7 +61,8 @@ class Columns(nn.Embedding):
     kept: Tensor
 
     def __init__(self, embedding: nn.Embedding, kept: Tensor) -> None:
-        super().__init__(*embedding.weight.shape, padding_idx=embedding.padding_idx, _weight=embedding.weight)
+        rows, columns = embedding.weight.shape
+        super().__init__(rows, columns, padding_idx=embedding.padding_idx, _weight=embedding.weight)
         self.weight = embedding.weight
         self.register_buffer("kept", kept)
 
@@ -213,7 +214,7 @@ def narrowed(part: Any, kept: Tensor, *, tied: bool = False) -> Any:
         if tied:
             return Columns(part, kept)
         weight = part.weight.detach().index_select(1, kept)
-        small = nn.Embedding(*weight.shape, padding_idx=part.padding_idx, _weight=weight)
+        small = nn.Embedding(len(weight), len(kept), padding_idx=part.padding_idx, _weight=weight)
         return small.requires_grad_(part.weight.requires_grad)
     small = copy.deepcopy(part)
     small.out_channels = len(kept)

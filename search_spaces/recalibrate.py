@@ -46,34 +46,39 @@ def recalibrate(
         ValueError: There are fewer than two batches, or ``kept`` does not fit the model.
     """
     own, full = list(blocks_of(model)), list(blocks_of(teacher))
-    if len(own) != len(kept) or list(kept) != sorted(set(kept)) or not set(kept) <= set(range(len(full))):
-        raise ValueError(f"`kept` must name {len(own)} of the teacher's {len(full)} blocks in order, but got {kept}.")
     pairs = [Pair.start(model, teacher, own, full, batch) for batch in batches]
-    if len(pairs) < 2:
-        raise ValueError(f"recalibration needs at least 2 batches, but got {len(pairs)}.")
+    _check(kept, own, full, pairs)
     family, at = family_of(model), 0
     for position, index in enumerate(kept):
-        while at < index:  # The teacher goes on through blocks that the subnet lacks.
-            for pair in pairs:
-                pair.teacher.advance(full[at], at)
-            at += 1
+        _catch_up(pairs, full, range(at, index))
         # Both targets are taken before the teacher moves on; the subnet is run anew after each change.
         targets = [pair.teacher.sites(family, full[index], index) for pair in pairs]
         for part, path in enumerate((family.attention_out, family.ffn_out)):
             if (linear := last_linear(own[position], path)) is not None:
                 _refit(linear, family, own[position], position, part, pairs, targets, coordinates)
-        for pair in pairs:
-            if position + 1 < len(own):
-                pair.student.advance(own[position], position)
-            pair.teacher.advance(full[index], index)
+        for pair in pairs if position + 1 < len(own) else ():
+            pair.student.advance(own[position], position)
+        _catch_up(pairs, full, range(index, index + 1))
         at = index + 1
         if on_block:
             on_block(position + 1)
     if coordinates is not None:
-        for pair in pairs:
-            for index in range(at, len(full)):
-                pair.teacher.advance(full[index], index)
+        _catch_up(pairs, full, range(at, len(full)))
         _refit_output(model, teacher, pairs, len(own) - 1)
+
+
+def _check(kept: Sequence[int], own: Sequence[nn.Module], full: Sequence[nn.Module], pairs: Sequence[Pair]) -> None:
+    if len(own) != len(kept) or list(kept) != sorted(set(kept)) or not set(kept) <= set(range(len(full))):
+        raise ValueError(f"`kept` must name {len(own)} of the teacher's {len(full)} blocks in order, but got {kept}.")
+    if len(pairs) < 2:
+        raise ValueError(f"recalibration needs at least 2 batches, but got {len(pairs)}.")
+
+
+def _catch_up(pairs: Sequence[Pair], full: Sequence[nn.Module], blocks: range) -> None:
+    """The teacher goes on through some of its blocks, also those that the subnet lacks."""
+    for index in blocks:
+        for pair in pairs:
+            pair.teacher.advance(full[index], index)
 
 
 def _refit(

@@ -1,10 +1,10 @@
 """The residual stream of a supernet, of which some coordinates are active: everything of it outside the projections.
 
-A narrower stream keeps a nested set of coordinates. Embeddings keep their columns, projections that write to the stream
-their rows. Whatever reads the stream reads it through a map that gives back the teacher's full stream as well as the
-kept coordinates can (`search_spaces.residual_fit` says how maps and norms are fitted), so that every width and rank of a
-projection serves every width of the stream. The last norm is followed by such a map, too: poolers, heads and tasks see
-states of the teacher's width.
+A narrower stream keeps a nested set of coordinates. Embeddings keep their columns, projections that write to the
+stream their rows. Whatever reads the stream reads it through a map that gives back the teacher's full stream as well as
+the kept coordinates can (`search_spaces.residual_fit` says how maps and norms are fitted), so that every width and rank
+of a projection serves every width of the stream. The last norm is followed by such a map, too: poolers, heads and tasks
+see states of the teacher's width.
 """
 
 from __future__ import annotations

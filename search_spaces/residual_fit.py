@@ -3,9 +3,9 @@
 A narrow model keeps some coordinates of its teacher's residual stream. What is missing changes what its norms see, and
 then everything behind them, so that nothing can be fitted on the teacher's activations alone. For each width, a whole
 model with that stream is therefore walked beside its teacher. At each norm, scale and shift of every coordinate are
-refitted to the teacher's normed output; at each place that reads the stream, ridge regression gives the map from the kept
-coordinates, as the narrow model has them, to the full stream (the idea of SliceGPT, Ashkboos et al. 2024, arXiv
-2401.15024, with coordinates in place of principal components, because norms after the sums allow no rotation).
+refitted to the teacher's normed output; at each place that reads the stream, ridge regression gives the map from the
+kept coordinates, as the narrow model has them, to the full stream. (SliceGPT, Ashkboos et al. 2024, arXiv 2401.15024,
+keeps principal components instead, which norms that follow the sums do not allow.)
 """
 
 from __future__ import annotations
@@ -30,11 +30,6 @@ from search_spaces.surgery import subnet_changes
 
 DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
 Place = tuple[Tensor, Tensor]
-
-
-def narrow_sizes(space: SearchSpace) -> list[int]:
-    """The widths of the stream, below the teacher's, that a space offers."""
-    return [size for size in space.levels("hidden_size", 0) if size < space.shape.hidden_size]
 
 
 def read_places(block: nn.Module, family: ModelFamily, observed: Observed) -> list[Place]:
@@ -72,7 +67,7 @@ def fit_residual(
     try:
         order = stream_order([*places, _last_place(model, batches)], importance)
         tensors = {ORDER: order}
-        for size in narrow_sizes(space):
+        for size in space.narrower:
             tensors |= _Level(model, batches, space, order[:size].sort().values, on_block).tensors
     finally:
         model.train(was_training)
@@ -215,7 +210,7 @@ class _Level:
                 own_bias.copy_(bias.cpu() + whole.cpu() @ shift)
 
     def _map(self, inputs: Sequence[Tensor], targets: Sequence[Tensor], *, bias: bool) -> tuple[Tensor, Tensor]:
-        """From the kept coordinates to the full stream: what is kept stands for itself, and is corrected by the rest."""
+        """From the kept coordinates, which stand for themselves, to the full stream: what is missing is regressed."""
         full = targets[0].shape[-1]
         fit, held_out = Regression.zeros(self._size, full), Regression.zeros(self._size, full)
         for number, (pair, rows, target) in enumerate(zip(self._pairs, inputs, targets, strict=True)):

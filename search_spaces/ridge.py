@@ -32,6 +32,8 @@ class Regression:
 
     @classmethod
     def zeros(cls, width: int, outputs: int) -> Regression:
+        """Nothing seen yet of so many inputs and outputs."""
+
         def new(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64)
 

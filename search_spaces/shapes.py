@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from search_spaces.counting import linear_macs
-from search_spaces.families import FAMILIES, ModelFamily, base_model, blocks_of, family_of, projection_weights, tied_stem
+from search_spaces.families import (
+    FAMILIES,
+    ModelFamily,
+    base_model,
+    blocks_of,
+    family_of,
+    projection_weights,
+    tied_stem,
+)
 
 Size = TypeVar("Size", int, NDArray[np.int64])
 

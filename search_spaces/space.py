@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.canonical import canonical, canonical_table
-from search_spaces.choices import BLOCK_DIMENSIONS, MODEL_DIMENSIONS, SWITCHES, Choice, Dimension, resolve
+from search_spaces.choices import BLOCK_DIMENSIONS, MODEL_DIMENSIONS, SWITCHES, Choice, Dimension, check, resolve
 from search_spaces.homogeneous import restrict
 from search_spaces.shapes import ModelShape
 from search_spaces.subnet import RANKS, BlockConfig, SubnetConfig, SubnetTable, saves
@@ -76,7 +76,7 @@ class SearchSpace:
             ValueError: A dimension is unknown, or a choice does not fit the teacher.
         """
         own = {index: dict(values) for index, values in (overrides or {}).items()}
-        _check(shape, [choices, dict.fromkeys(per_block), *own.values()], own, per_block, min_blocks)
+        check(shape, [choices, dict.fromkeys(per_block), *own.values()], own, per_block, min_blocks)
         dimensions: list[Dimension] = []
         for index in range(shape.num_blocks):
             for name in (*BLOCK_DIMENSIONS, *(MODEL_DIMENSIONS if index == 0 else ())):
@@ -191,6 +191,11 @@ class SearchSpace:
         full = {"hidden_size": self.shape.hidden_size, **dict.fromkeys(SWITCHES, 0), **self._defaults}[name]
         return tuple(own[0].numbers.tolist()) if own else (full,)
 
+    @property
+    def narrower(self) -> tuple[int, ...]:
+        """The widths of the residual stream below the teacher's that subnets may have."""
+        return tuple(size for size in self.levels("hidden_size", 0) if size < self.shape.hidden_size)
+
     def widths(self, name: str, block: int) -> list[BlockConfig]:
         """The teacher's block at every width of its ``heads`` or its ``ffn``; none at all where the space says so."""
         full = self.teacher.blocks[0]
@@ -288,22 +293,3 @@ class SearchSpace:
             return block.ffn == 0 if name == "no_ffn" else block.ffn or None
         value: Choice = getattr(block, name)
         return value
-
-
-def _check(
-    shape: ModelShape,
-    named: Sequence[Mapping[str, Any]],
-    own: Mapping[int, Mapping[str, Any]],
-    per_block: Sequence[str],
-    min_blocks: int,
-) -> None:
-    """What is wrong with a space whatever its choices are."""
-    known = (*BLOCK_DIMENSIONS, *MODEL_DIMENSIONS)
-    if strange := [name for names in named for name in names if name not in known]:
-        raise ValueError(f"space: unknown dimension {strange[0]!r}; known are {', '.join(known)}.")
-    if misplaced := [n for n in MODEL_DIMENSIONS if n in per_block or any(n in values for values in own.values())]:
-        raise ValueError(f"space: `{misplaced[0]}` is one for the whole model, but is given per block.")
-    if not 1 <= min_blocks <= shape.num_blocks:
-        raise ValueError(f"space: `min_blocks` must be between 1 and {shape.num_blocks}, but got {min_blocks}.")
-    if unknown := sorted(set(own) - set(range(shape.num_blocks))):
-        raise ValueError(f"space: `overrides` names block {unknown[0]}, but the model has {shape.num_blocks}.")

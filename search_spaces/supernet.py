@@ -57,8 +57,7 @@ class Supernet(nn.Module):
         self._teacher: list[dict[str, LinearWeights]] = []
         self._leaves: list[dict[str, ElasticLinear]] = []
         self._sublayers: list[Sublayers] = []
-        narrows = any(size != shape.hidden_size for size in space.levels("hidden_size", 0))
-        self._stream = ResidualStream(model, shape, self._tensor) if narrows else None
+        self._stream = ResidualStream(model, shape, self._tensor) if space.narrower else None
         for block in self._blocks:
             paths = self.family.projections
             weights = {path: LinearWeights(*projection_weights(block, path)) for path in paths}

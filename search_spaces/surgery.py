@@ -42,9 +42,7 @@ def subnet_changes(
         "layer_types": layer_types,
         "kept": list(subnet.kept),
         "cached": list(family.layer_index),
-        "changes": [
-            block_changes(family, shape, subnet.blocks[index], subnet.hidden_size) for index in subnet.kept
-        ],
+        "changes": [block_changes(family, shape, subnet.blocks[index], subnet.hidden_size) for index in subnet.kept],
     }
 
 
