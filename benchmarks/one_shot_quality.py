@@ -178,6 +178,7 @@ class Half:
         for name, subnet in {
             "hidden size, uniform": replace(self.same(12, 1536), hidden_size=192),
             "hidden size and width, uniform": replace(self.same(8, 992), hidden_size=288),
+            "hidden size, three quarters": replace(self.same(12, 1536), hidden_size=288),
             "uniform widths, beside the hidden size": self.same(6, 768),
         }.items():
             model, share = supernet.extract(subnet), float(self.encoder([subnet])[0])
@@ -208,7 +209,7 @@ def results(found: Mapping[str, list[tuple[float, Scores]]], context: Mapping[st
             for metric in METRICS:
                 values = [scores[domain][metric] for _, scores in runs]
                 yield Result(
-                    f"{metric} at 50% encoder parameters, untrained, {domain}: {side}",
+                    f"{metric} at {share:.0%} encoder parameters, untrained, {domain}: {side}",
                     statistics.mean(values), "", len(values), min(values), max(values),
                     REACH.get(side, "") if domain == "movie" else "",
                     {**context, "side": side, "domain": domain, "share of block weights": round(share, 4)},

@@ -154,18 +154,20 @@ class ResidualStream:
             found[id(expand)] = expand.plain()
         return found
 
-    def narrow(self, index: int, layout: ProjectionLayout, weights: LinearWeights, size: int) -> LinearWeights:
+    def narrow(
+        self, index: int, layout: ProjectionLayout, size: int, weights: Callable[[int, ProjectionLayout], LinearWeights]
+    ) -> LinearWeights:
         """A projection of some width and rank as it is with a stream of this width.
 
         Args:
             index: Its block.
             layout: The projection in a block with the full stream.
-            weights: Its tensors there.
             size: Width of the stream.
+            weights: Gives its tensors there.
         """
         key = (index, layout.path, layout.level, layout.rank, size)
         if key not in self._maps:
-            found = self._through(index, layout, weights, size)
+            found = self._through(index, layout, weights(index, layout), size)
             if found.weight.requires_grad:  # In training: what is made of a tensor is out of date after one step.
                 return found
             self._maps[key] = found

@@ -162,10 +162,8 @@ class Supernet(nn.Module):
         narrow = layouts(self.family, self.shape, block, hidden_size)
         # A rank may save something with the full stream and nothing with this one.
         ranked = {path: replace(layout, rank=narrow[path].rank) for path, layout in found.items() if layout.outputs}
-        return {
-            path: self._narrow(hidden_size).narrow(index, layout, self._weights(index, layout), hidden_size)
-            for path, layout in ranked.items()
-        }
+        stream = self._narrow(hidden_size)
+        return {path: stream.narrow(index, layout, hidden_size, self._weights) for path, layout in ranked.items()}
 
     def _narrow(self, hidden_size: int) -> ResidualStream:
         if self._stream is None:
