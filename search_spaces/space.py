@@ -268,11 +268,11 @@ class SearchSpace:
             value = self._value(dimension.name, index, block)
             if value is None:
                 continue
-            if value in dimension.choices:
-                return dimension.choices.index(value)
             if dimension.name in RANKS and value == 0:
-                return top  # Dense: the largest rank of the space is at or above break-even, or `_levels` refuses it.
-            return 0
+                # Dense, which is the top: the largest rank of the space is at or above break-even, or `_levels` refuses
+                # it. Of a rank that blocks share, another block's may be below.
+                continue
+            return dimension.choices.index(value) if value in dimension.choices else 0
         return top
 
     def _value(self, name: str, index: int, block: BlockConfig) -> Choice | None:

@@ -154,6 +154,16 @@ def test_a_rank_may_save_something_with_the_full_stream_alone():
     assert canonical(SHAPE, SubnetConfig((block,), 16)).blocks[0].rank_qkv == 0
 
 
+def test_a_shared_rank_that_saves_something_in_some_blocks_alone_round_trips():
+    choices = {"heads": [2, 4], "rank_qkv": [0, 12], "hidden_size": [16, 32]}
+    space = SearchSpace.from_choices(SHAPE, choices, per_block=["heads"])
+    mixed = 0
+    for subnet in space.sample(np.random.default_rng(0), 60):
+        assert space.decode(space.encode([subnet])) == [subnet]
+        mixed += len({block.rank_qkv for block in subnet.blocks}) == 2
+    assert mixed
+
+
 def test_hidden_sizes_below_the_model_s_need_a_family_that_has_them_and_no_stock_class():
     with pytest.raises(ValueError, match=r"must be the model's 32 in the family other.*but got 16"):
         SearchSpace.from_choices(dataclasses.replace(SHAPE, family="other"), {"hidden_size": [16, 32]})
