@@ -43,11 +43,11 @@ def recalibrate(
         on_block: Called with the number of blocks refitted.
 
     Raises:
-        ValueError: There are fewer than two batches, or ``kept`` does not fit the model.
+        ValueError: There are fewer than two batches, or ``kept`` or ``coordinates`` do not fit the model.
     """
     own, full = list(blocks_of(model)), list(blocks_of(teacher))
     pairs = [Pair.start(model, teacher, own, full, batch) for batch in batches]
-    _check(kept, own, full, pairs)
+    _check(kept, own, full, pairs, coordinates)
     family, at = family_of(model), 0
     for position, index in enumerate(kept):
         _catch_up(pairs, full, range(at, index))
@@ -67,11 +67,21 @@ def recalibrate(
         _refit_output(model, teacher, pairs, len(own) - 1)
 
 
-def _check(kept: Sequence[int], own: Sequence[nn.Module], full: Sequence[nn.Module], pairs: Sequence[Pair]) -> None:
+def _check(
+    kept: Sequence[int],
+    own: Sequence[nn.Module],
+    full: Sequence[nn.Module],
+    pairs: Sequence[Pair],
+    coordinates: Tensor | None,
+) -> None:
     if len(own) != len(kept) or list(kept) != sorted(set(kept)) or not set(kept) <= set(range(len(full))):
         raise ValueError(f"`kept` must name {len(own)} of the teacher's {len(full)} blocks in order, but got {kept}.")
     if len(pairs) < 2:
         raise ValueError(f"recalibration needs at least 2 batches, but got {len(pairs)}.")
+    width, theirs = (stream.hidden.shape[-1] for stream in (pairs[0].student, pairs[0].teacher))
+    if width != (theirs if coordinates is None else len(coordinates)):
+        given = "none" if coordinates is None else len(coordinates)
+        raise ValueError(f"`coordinates` must name the {width} of {theirs} that the subnet's stream has; got {given}.")
 
 
 def _catch_up(pairs: Sequence[Pair], full: Sequence[nn.Module], blocks: range) -> None:

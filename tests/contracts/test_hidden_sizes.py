@@ -255,6 +255,15 @@ def test_kept_coordinates_are_nested_and_the_library_is_as_large_as_told():
     assert count_steps(it.space, 5) == 5 + 3 * 3
 
 
+def test_refitting_needs_the_coordinates_of_a_narrower_stream():
+    it = narrow("bert")
+    with pytest.raises(ValueError, match=r"`coordinates` must name the 16 of 32 .*; got none"):
+        recalibrate(it.supernet.extract(whole(it, 16)), it.teacher, range(3), tiny_batches())
+    coordinates = it.supernet.coordinates(whole(it, 24))
+    with pytest.raises(ValueError, match=r"`coordinates` must name the 32 of 32 .*; got 24"):
+        recalibrate(copy.deepcopy(it.teacher), it.teacher, range(3), tiny_batches(), coordinates=coordinates)
+
+
 def test_a_library_without_the_width_is_refused():
     it = narrow("bert")
     with pytest.raises(ValueError, match=r"has no 'residual\.8\."):
