@@ -6,6 +6,7 @@ stored, factors included. Beside ours: Torch-Pruning, dropped layers and truncat
 
     python benchmarks/one_shot_quality.py            # writes benchmarks/results/one_shot_quality.json
     python benchmarks/one_shot_quality.py --quick    # one seed, fewer evaluations of the allocation
+    python benchmarks/one_shot_quality.py --only hidden    # the rows of narrower residual streams
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from nas.engine.sensitivity import Sensitivity, measure_sensitivity
 from nas.evaluation.evaluate import evaluate_model
 from nas.tasks.task import Task
 from nas.workbench import Workbench
+from search_spaces.cost import costs
 from search_spaces.recalibrate import recalibrate
 from search_spaces.subnet import BlockConfig, SubnetConfig
 
@@ -106,16 +108,14 @@ class Half:
         return SubnetConfig((BlockConfig(heads, heads, ffn, **ranks),) * shape.num_blocks, shape.hidden_size)
 
     def encoder(self, subnets: Sequence[SubnetConfig]) -> Any:
-        """Share of the teacher's block weights."""
-        shape = self.bench.space.shape
-        costs = SubnetCosts(self.bench.space)
-        sizes = costs([*subnets, self.bench.space.teacher])["parameters"].value - float(shape.other_parameters)
+        """Share of the teacher's block weights; what brings a narrower stream back to full width counts."""
+        sizes = costs(self.bench.space.shape, [*subnets, self.bench.space.teacher]).block_parameters
         return sizes[:-1] / sizes[-1]
 
     def refitted(self, bench: Workbench, subnet: SubnetConfig) -> Any:
         """The extracted subnet, refitted block by block towards the teacher's residual stream."""
-        model = bench.supernet.extract(subnet)
-        recalibrate(model, bench.teacher, subnet.kept, bench.task.batches("calibration", 32))
+        model, batches = bench.supernet.extract(subnet), bench.task.batches("calibration", 32)
+        recalibrate(model, bench.teacher, subnet.kept, batches, coordinates=bench.supernet.coordinates(subnet))
         return model
 
     def allocated(
@@ -169,6 +169,7 @@ class Half:
         share = float(self.encoder([uniform])[0])
         yield "uniform widths, activation x weight, refitted", share, self.judge(plain.supernet.extract(uniform))
         yield from self.rank_only(evaluations)
+        yield from self.hidden()
         yield from self.peers(share)
 
     def rank_only(self, evaluations: int) -> Iterator[tuple[str, float, Scores]]:
@@ -185,6 +186,23 @@ class Half:
         share = float(self.encoder([chosen])[0])
         yield "rank only, allocated", share, self.judge(bench.supernet.extract(chosen))
         yield "rank only, allocated, refitted as a whole", share, self.judge(self.refitted(bench, chosen))
+
+    def hidden(self) -> Iterator[tuple[str, float, Scores]]:
+        """Narrower residual streams, alone and with narrower blocks; and beside them the full stream, refitted, too."""
+        widths = ("space=width", "space.choices.heads=[6,8,12]", "space.choices.ffn=[768,992,1536]")
+        started = time.perf_counter()
+        bench = self.workbench(*widths, "+space.choices.hidden_size=[192,288,384]")
+        supernet = bench.supernet
+        self.seconds["calibrate, two widths of the stream"] = time.perf_counter() - started
+        for name, subnet in {
+            "hidden size, uniform": replace(self.same(12, 1536), hidden_size=192),
+            "hidden size and width, uniform": replace(self.same(8, 992), hidden_size=288),
+            "hidden size, three quarters": replace(self.same(12, 1536), hidden_size=288),
+            "uniform widths, beside the hidden size": self.same(6, 768),
+        }.items():
+            share = float(self.encoder([subnet])[0])
+            yield name, share, self.judge(supernet.extract(subnet))
+            yield f"{name}, refitted as a whole", share, self.judge(self.refitted(bench, subnet))
 
     def peers(self, share: float) -> Iterator[tuple[str, float, Scores]]:
         """What people would use instead."""
@@ -208,7 +226,7 @@ def results(found: Mapping[str, list[tuple[float, Scores]]], context: Mapping[st
             for metric in METRICS:
                 values = [scores[domain][metric] for _, scores in runs]
                 yield Result(
-                    f"{metric} at 50% encoder parameters, untrained, {domain}: {side}",
+                    f"{metric} at {share:.0%} encoder parameters, untrained, {domain}: {side}",
                     statistics.mean(values), "", len(values), min(values), max(values),
                     REACH.get(side, "") if domain == "movie" else "",
                     {**context, "side": side, "domain": domain, "share of block weights": round(share, 4)},
@@ -217,6 +235,7 @@ def results(found: Mapping[str, list[tuple[float, Scores]]], context: Mapping[st
 
 def main() -> int:
     arguments = common.parser(__doc__ or "")
+    arguments.add_argument("--only", choices=["hidden"], help="run these rows alone, for one seed")
     arguments.add_argument("--root", type=Path, default=common.ROOT / "runs" / "one_shot", help="folder of the caches")
     options = arguments.parse_args()
     data = options.data or common.ASSETS
@@ -225,10 +244,10 @@ def main() -> int:
         return 0
     found: dict[str, list[tuple[float, Scores]]] = {}
     seconds: dict[str, list[float]] = {}
-    seeds = (0,) if options.quick else (0, 1, 2)
+    seeds = (0,) if options.quick or options.only else (0, 1, 2)
     for seed in seeds:
         half = Half(data, options.root, seed)
-        for side, share, scores in half.rows(40 if options.quick else 100):
+        for side, share, scores in half.hidden() if options.only else half.rows(40 if options.quick else 100):
             found.setdefault(side, []).append((share, scores))
             told = {name: [round(value[m], 3) for m in METRICS] for name, value in scores.items()}
             print(seed, side, round(share, 4), told, file=sys.stderr, flush=True)
@@ -242,7 +261,8 @@ def main() -> int:
         for name, values in seconds.items()
     ]
     common.show(rows)
-    print(common.write("one_shot_quality_quick" if options.quick else "one_shot_quality", rows, options.output))
+    part = f"_{options.only}" if options.only else "_quick" if options.quick else ""
+    print(common.write(f"one_shot_quality{part}", rows, options.output))
     return 0
 
 

@@ -67,7 +67,10 @@ def from_table(
     tokens = workload.batch_size * workload.new_tokens
     head = tokens * shape.head_macs_per_token + workload.batch_size * shape.head_macs_per_sequence
     products["embedding.read"] = tokens * width
-    products["head.flops"] = head * width / shape.hidden_size
+    stem = workload.batch_size * shape.stem_macs_per_sequence
+    products["head.flops"] = head - stem * (1 - width / shape.hidden_size)
+    narrow = (table.hidden_size < shape.hidden_size).astype(np.float64)
+    products |= matmul("output", width, shape.hidden_size, narrow, tokens)
     cost = costs(shape, table, workload)
     there = ~table.skipped
     sizes = {name: np.where(there, getattr(table, name), ABSENT) for name in ("heads", "ffn", *RANKS, "precision")}

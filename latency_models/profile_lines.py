@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +236,8 @@ def _shape(data: Mapping[str, Any]) -> ModelShape:
     kinds: dict[str, type] = {"int": int, "str": str, "bool": bool}
     for entry in fields(ModelShape):
         kind = kinds[str(entry.type)]
-        value = data.get(entry.name)
+        # Older profiles lack what has a default.
+        value = data.get(entry.name, None if entry.default is MISSING else entry.default)
         if type(value) is not kind or (isinstance(value, int) and value < 0):
             raise ValueError(
                 f"`shape.{entry.name}` must be of type {entry.type} and not negative, but got {_short(value)}"

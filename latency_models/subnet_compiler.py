@@ -64,6 +64,7 @@ class SubnetCompiler:
         self.output_names = tuple(output_names)
         self._supernet = supernet
         self._deployable = deployable or _unchanged
+        self._warned = False
         if template is not None:
             self.__dict__["template"] = template
 
@@ -89,7 +90,7 @@ class SubnetCompiler:
         from latency_models.backends.quantize import at_block_precisions
 
         self._check_precisions(subnet)
-        if self.template is None:
+        if self._narrower(subnet) or self.template is None:
             graph = export_onnx(self.module(subnet), self.inputs, self.output_names)
         else:
             skipped = [index for index, block in enumerate(subnet.blocks) if block.skipped]
@@ -98,6 +99,20 @@ class SubnetCompiler:
         precisions = [subnet.blocks[index].precision for index in subnet.kept]
         family = self._supernet.space.shape.family
         return at_block_precisions(graph, family, precisions, form=form, calibration=(as_arrays(self.inputs),))
+
+    def _narrower(self, subnet: SubnetConfig) -> bool:
+        """Whether a subnet's residual stream is narrower than the teacher's, so that its graph is another one."""
+        full = self._supernet.space.shape.hidden_size
+        if subnet.hidden_size == full:
+            return False
+        if not self._warned:
+            self._warned = True
+            _logger.warning(
+                "graph template: hidden sizes below the teacher's %d are other graphs. Every such subnet is exported, "
+                "which takes seconds each.",
+                full,
+            )
+        return True
 
     def module(self, subnet: SubnetConfig) -> nn.Module:
         """The subnet's plain torch model, wrapped as it is deployed."""

@@ -165,9 +165,8 @@ class Workbench:
     @cached_property
     def library(self) -> Library:
         """The compensated variants: loaded where an earlier run left them, else calibrated."""
-        from search_spaces.calibrate import calibrate
+        from search_spaces.calibrate import calibrate, count_steps
         from search_spaces.library import Library
-        from search_spaces.observe import passes
 
         path, settings = self.library_path, self.config["calibrate"]
         trained = path.with_suffix(".trained.safetensors")
@@ -180,8 +179,7 @@ class Workbench:
             with self.stage("calibrate", reused=True):
                 return Library.load(path)
         batches = list(self.task.batches("calibration", settings["batch_size"]))
-        total = len(batches) * len(passes(self.space.shape)) + self.space.shape.num_blocks
-        with self.stage("calibrate"), self.progress("Calibrating", total) as bar:
+        with self.stage("calibrate"), self.progress("Calibrating", count_steps(self.space, len(batches))) as bar:
             library = calibrate(
                 self.teacher,
                 batches,
@@ -211,7 +209,10 @@ class Workbench:
         if self.config["finalists"]["recalibrate"] and subnet.plain != self.space.teacher:
             batches = self.task.batches("calibration", self.config["calibrate"]["batch_size"])
             with self.progress("Recalibrating", subnet.depth) as bar:
-                recalibrate(model, self.teacher, subnet.kept, batches, on_block=lambda _: bar.advance())
+                kept, coordinates = subnet.kept, self.supernet.coordinates(subnet)
+                recalibrate(
+                    model, self.teacher, kept, batches, coordinates=coordinates, on_block=lambda _: bar.advance()
+                )
         return model
 
     # -- quality ----------------------------------------------------------------------------------------------------
@@ -224,7 +225,7 @@ class Workbench:
             ValueError: The task does not give what it reads.
         """
         distiller: Distiller = build(self.config["distiller"])
-        distiller.check(self.task)
+        distiller.check(self.task, narrower=self.space.narrower)
         return distiller
 
     @cached_property

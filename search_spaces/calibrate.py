@@ -17,6 +17,7 @@ from search_spaces.importance import Importance
 from search_spaces.layout import layouts
 from search_spaces.library import LIBRARY_VERSION, Library
 from search_spaces.observe import observe, passes
+from search_spaces.residual_fit import fit_residual, read_places
 from search_spaces.space import SearchSpace
 from search_spaces.variants import BlockVariants
 
@@ -41,7 +42,8 @@ def calibrate(
         importance: In which order units are kept; see `unit_order`.
         max_gb: Refuse to build a larger library.
         on_batch: Called with the number of batches seen; a large model sees them several times (`passes`).
-        on_block: Called with the number of blocks prepared.
+        on_block: Called with the number of blocks prepared; again for every width of the residual stream below the
+            teacher's.
 
     Raises:
         ValueError: No token was seen, a weight or activation is not finite, or the library would be too large.
@@ -51,14 +53,17 @@ def calibrate(
         if not bool(torch.isfinite(parameter).all()):
             raise ValueError(f"teacher: weights must be finite, but {name!r} holds NaN or infinity.")
     tensors: dict[str, Tensor] = {}
-    family, rows, batches = family_of(model), 0, list(batches)
+    family, rows, batches, places = family_of(model), 0, list(batches), []
     for group in passes(space.shape):
         for index, observed in zip(group, observe(model, batches, group, on_batch), strict=True):
             block = blocks_of(model)[index]
             tensors |= BlockVariants(index, block, family, space, observed, importance).tensors()
             rows = observed.both("qkv").count
+            places += read_places(block, family, observed) if space.narrower else []
             if on_block:
                 on_block(index + 1)
+    if space.narrower:
+        tensors |= fit_residual(model, batches, space, places, importance, on_block)
     metadata = {
         "version": LIBRARY_VERSION,
         "importance": importance,
@@ -66,6 +71,11 @@ def calibrate(
         "rows": str(rows),
     }
     return Library(tensors, metadata)
+
+
+def count_steps(space: SearchSpace, batches: int) -> int:
+    """How often `calibrate` will call ``on_batch`` and ``on_block`` together."""
+    return batches * len(passes(space.shape)) + space.shape.num_blocks * (1 + len(space.narrower))
 
 
 def library_gb(space: SearchSpace) -> float:
@@ -80,6 +90,9 @@ def library_gb(space: SearchSpace) -> float:
                 inputs, outputs = layout.inputs, layout.outputs
                 numbers += inputs * outputs if whole.writes and inputs < whole.inputs else 0
                 numbers += space.largest_rank(layout.rank_dimension, index, inputs, outputs) * (inputs + outputs)
+    shape = space.shape
+    # A map at each of two places in every block and one in the end; norms are small beside them.
+    numbers += sum((2 * shape.num_blocks + 1) * shape.hidden_size * size for size in space.narrower)
     return 4 * numbers / 1e9
 
 

@@ -10,7 +10,7 @@ import copy
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from search_spaces.canonical import canonical
-from search_spaces.families import FAMILIES, family_of
+from search_spaces.families import FAMILIES, family_of, tied_stem
 from search_spaces.modeling_subnet import shrink, whole
 from search_spaces.shapes import ModelShape
 from search_spaces.stock import stock_config, write_modeling
@@ -64,7 +64,8 @@ def save_subnet(
     config = stock_config(model, family, shape, subnet)
     if config is None:
         config = copy.deepcopy(model.config)
-        changes = subnet_changes(family, shape, subnet, getattr(config, "layer_types", None))
+        layer_types = getattr(config, "layer_types", None)
+        changes = subnet_changes(family, shape, subnet, layer_types, tied_stem(model))
         write_modeling(aside, config, type(model).__name__, changes)
     config.architectures = [type(model).__name__]
     config.save_pretrained(aside)
@@ -141,8 +142,11 @@ def read_description(directory: Path) -> dict[str, Any]:
 
 def _shape(data: Any, directory: Path) -> ModelShape:
     names = {field.name for field in fields(ModelShape)}
-    if not isinstance(data, dict) or set(data) != names:
-        wrong = sorted(names.symmetric_difference(data if isinstance(data, dict) else ()))
+    # Older folders lack what has a default.
+    optional = {field.name for field in fields(ModelShape) if field.default is not MISSING}
+    if not isinstance(data, dict) or set(data) | optional != names:
+        found = set(data if isinstance(data, dict) else ())
+        wrong = sorted((names - optional - found) | (found - names))
         raise ValueError(f"{directory / SUBNET_FILE}: `shape` has missing or unknown keys: {', '.join(wrong)}.")
     return ModelShape(**data)
 
@@ -163,11 +167,11 @@ def _empty_model(directory: Path, architecture: Any, shape: ModelShape, subnet: 
     family = next((row for row in FAMILIES if config.model_type in row.model_types), None)
     if family is None or family.name != shape.family:
         raise ValueError(f"{directory}: config.json must be of the family {shape.family}, but is {config.model_type}.")
-    changes = subnet_changes(family, shape, subnet, getattr(config, "layer_types", None))
+    layer_types = getattr(config, "layer_types", None)
     # Some families treat a block by its place in the whole model (ModernBERT's first has no norm before attention), so
     # all blocks are made and some are left out.
-    model = cls(whole(config, changes))
-    shrink(model, changes)
+    model = cls(whole(config, subnet_changes(family, shape, subnet, layer_types)))
+    shrink(model, subnet_changes(family, shape, subnet, layer_types, tied_stem(model)))
     return model
 
 
@@ -189,7 +193,7 @@ def _load_weights(model: Any, path: Path) -> None:
     present = {expected[name].data_ptr() for name in tensors}
     if missing := sorted(name for name, t in expected.items() if name not in tensors and t.data_ptr() not in present):
         raise ValueError(f"{path}: tensor {missing[0]!r} is missing.")
-    dtype = next(iter(tensors.values())).dtype
+    dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
     model.to(dtype)
     with torch.no_grad():
         for name, tensor in tensors.items():

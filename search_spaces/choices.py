@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from search_spaces.families import FAMILIES
 from search_spaces.shapes import ModelShape
 from search_spaces.subnet import PRECISIONS, RANKS
 
@@ -46,6 +47,29 @@ class Dimension:
         return np.array(values, dtype=np.int64)
 
 
+def check(
+    shape: ModelShape,
+    named: Sequence[Mapping[str, Any]],
+    own: Mapping[int, Mapping[str, Any]],
+    per_block: Sequence[str],
+    min_blocks: int,
+) -> None:
+    """What is wrong with a space whatever its choices are.
+
+    Raises:
+        ValueError: A dimension is unknown or misplaced, or a number is out of range.
+    """
+    known = (*BLOCK_DIMENSIONS, *MODEL_DIMENSIONS)
+    if strange := [name for names in named for name in names if name not in known]:
+        raise ValueError(f"space: unknown dimension {strange[0]!r}; known are {', '.join(known)}.")
+    if misplaced := [n for n in MODEL_DIMENSIONS if n in per_block or any(n in values for values in own.values())]:
+        raise ValueError(f"space: `{misplaced[0]}` is one for the whole model, but is given per block.")
+    if not 1 <= min_blocks <= shape.num_blocks:
+        raise ValueError(f"space: `min_blocks` must be between 1 and {shape.num_blocks}, but got {min_blocks}.")
+    if unknown := sorted(set(own) - set(range(shape.num_blocks))):
+        raise ValueError(f"space: `overrides` names block {unknown[0]}, but the model has {shape.num_blocks}.")
+
+
 def resolve(shape: ModelShape, name: str, raw: Any, multiple: int) -> tuple[Choice, ...]:
     """Choices of one dimension, checked, without repeats, from least to most expensive.
 
@@ -64,6 +88,13 @@ def resolve(shape: ModelShape, name: str, raw: Any, multiple: int) -> tuple[Choi
             raise ValueError(f"space: `precision` must be one of {', '.join(PRECISIONS)}, but got {bad[0]!r}.")
         return tuple(sorted(set(values), key=PRECISIONS.index, reverse=True))
     resolved = {_resolve_number(shape, name, value, multiple) for value in values}
+    if name == "hidden_size" and min(resolved) < shape.hidden_size:
+        family = next((row for row in FAMILIES if row.name == shape.family), None)
+        if family is None or not family.stem:
+            raise ValueError(
+                f"space: `hidden_size` must be the model's {shape.hidden_size} in the family {shape.family}, whose "
+                f"residual stream cannot be made narrower, but got {min(resolved)}."
+            )
     if name in RANKS:  # 0 means dense, which is the most expensive.
         return tuple(sorted(resolved - {0})) + ((0,) if 0 in resolved else ())
     return tuple(sorted(resolved))

@@ -119,22 +119,49 @@ def costs(shape: ModelShape, subnets: Sequence[SubnetConfig] | SubnetTable, work
         if projection.bias:
             # Of a sublayer that is not there the last bias is left: its mean output.
             biases += projection.count * projection.outputs
-    attention = np.full(table.heads.shape, shape.attention_other_parameters)
-    attention[:, 0] -= shape.first_block_lacks
-    others = shape.block_other_parameters + attention * (table.heads > 0) + shape.ffn_other_parameters * (table.ffn > 0)
-    block_parameters = np.where(kept, weights + biases + others, 0)
+    block_parameters = np.where(kept, weights + biases + _norms(shape, table), 0)
     # Scores and weighted values: two products of (new tokens x all tokens x head_dim) per head.
     scores = 2 * table.heads * shape.head_dim * tokens * workload.sequence_length
     macs = (tokens * weights + scores) * kept
     head = tokens * shape.head_macs_per_token + workload.batch_size * shape.head_macs_per_sequence
-    other = block_parameters - np.where(kept, weights, 0)
+    lacking = shape.hidden_size - table.hidden_size
+    outside = shape.other_parameters - shape.stream_parameters // shape.hidden_size * lacking
+    stem = workload.batch_size * shape.stem_macs_per_sequence // shape.hidden_size * lacking
+    output = output_projection(shape, table)
+    output_parameters = output + shape.hidden_size * (output > 0)
+    # It follows the last norm, which belongs to the last block where norms follow the sums.
+    in_blocks = output_parameters * shape.post_norm
+    quantized = np.where(kept, weights, 0)
+    of_blocks = block_parameters.sum(axis=1) + in_blocks
+    parameters = of_blocks + outside + output_parameters - in_blocks
     return Cost(
-        parameters=block_parameters.sum(axis=1) + shape.other_parameters,
-        block_parameters=block_parameters.sum(axis=1),
-        macs=macs.sum(axis=1) + head,
-        weight_bytes=(np.where(kept, weights, 0) * _BYTES[table.precision] + 4.0 * other).sum(axis=1)
-        + 4.0 * shape.other_parameters,
+        parameters=parameters,
+        block_parameters=of_blocks,
+        macs=macs.sum(axis=1) + head - stem + tokens * output,
+        weight_bytes=(quantized * _BYTES[table.precision]).sum(axis=1) + 4.0 * (parameters - quantized.sum(axis=1)),
     )
+
+
+def output_projection(shape: ModelShape, table: SubnetTable) -> NDArray[np.int64]:
+    """Weights, ``(subnets,)``, of what brings a narrower stream's last norm back to full width; 0 where it is full."""
+    narrow = table.hidden_size < shape.hidden_size
+    return np.where(narrow, table.hidden_size * shape.hidden_size, 0)
+
+
+def _norms(shape: ModelShape, table: SubnetTable) -> NDArray[np.int64]:
+    """Parameters of every block outside its projections, ``(subnets, blocks)``: norms are as wide as the stream."""
+    lacking, full = shape.hidden_size - table.hidden_size[:, None], shape.hidden_size
+
+    def narrowed(parameters: int) -> NDArray[np.int64]:
+        return parameters - parameters // full * lacking
+
+    # An attention has norms of heads beside the one of the stream, which is like the FFN's.
+    ffn = narrowed(shape.ffn_other_parameters)
+    attention = np.broadcast_to(
+        shape.attention_other_parameters - shape.ffn_other_parameters + ffn, table.heads.shape
+    ).copy()
+    attention[:, :1] -= narrowed(shape.first_block_lacks)
+    return narrowed(shape.block_other_parameters) + attention * (table.heads > 0) + ffn * (table.ffn > 0)
 
 
 def cost(shape: ModelShape, subnet: SubnetConfig, workload: Workload | None = None) -> Cost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,16 +13,16 @@ from transformers.pytorch_utils import Conv1D
 _LENGTHS = (2, 3)
 
 
-def linear_macs(model: nn.Module, outside: nn.Module | None = None) -> tuple[int, int]:
+def linear_macs(model: nn.Module, outside: Sequence[nn.Module] = ()) -> tuple[int, int]:
     """MACs of the linear layers and convolutions that run: (per token, once per sequence).
 
     A pooler and a classifier see one token, a language model's head all of them; an image's patches are one sequence.
 
     Args:
         model: A `transformers` model; it runs twice on one short input.
-        outside: Leave out the layers inside this module.
+        outside: Leave out the layers inside these modules.
     """
-    left_out = {id(module) for module in outside.modules()} if outside is not None else set()
+    left_out = {id(module) for root in outside for module in root.modules()}
     short, longer = (_macs(model, length, left_out) for length in _LENGTHS)
     per_token = (longer - short) // (_LENGTHS[1] - _LENGTHS[0])
     return per_token, short - per_token * _LENGTHS[0]

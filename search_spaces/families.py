@@ -33,6 +33,13 @@ class ModelFamily:
         layer_index: Paths, in a block, of modules whose ``layer_idx`` names the block's place in the KV cache.
         config_ffn: The configuration's name for the FFN's width.
         config_heads: Whether the configuration can say that there are fewer heads of the same width.
+        stem: Paths, in the base model, of what the residual stream is made of before the first block: embeddings, an
+            image's convolution, parameters; what a model lacks is passed over. Empty where the family's stream cannot
+            be made narrower.
+        stem_norm: Path of the norm that follows their sum; empty where there is none.
+        final_norm: Path of the norm that follows the last block; empty where norms follow the sums.
+        expands_output: Whether a narrower stream is brought back to full width behind the whole base model, because
+            that gives the last norm's output the stream's shape again.
     """
 
     name: str
@@ -53,6 +60,10 @@ class ModelFamily:
     layer_index: tuple[str, ...] = ()
     config_ffn: str = "intermediate_size"
     config_heads: bool = False
+    stem: tuple[str, ...] = ()
+    stem_norm: str = ""
+    final_norm: str = ""
+    expands_output: bool = False
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -93,6 +104,8 @@ _BERT = ModelFamily(
     post_norm=True,
     causal=False,
     layer_index=("attention.self",),
+    stem=tuple(f"embeddings.{kind}_embeddings" for kind in ("word", "position", "token_type")),
+    stem_norm="embeddings.LayerNorm",
 )
 _LLAMA = ModelFamily(
     name="llama",
@@ -112,6 +125,8 @@ _LLAMA = ModelFamily(
     causal=True,
     layer_index=("self_attn",),
     config_heads=True,
+    stem=("embed_tokens",),
+    final_norm="norm",
 )
 FAMILIES: tuple[ModelFamily, ...] = (
     _BERT,
@@ -133,6 +148,8 @@ FAMILIES: tuple[ModelFamily, ...] = (
         post_norm=True,
         causal=False,
         config_ffn="hidden_dim",
+        stem=("embeddings.word_embeddings", "embeddings.position_embeddings"),
+        stem_norm="embeddings.LayerNorm",
     ),
     ModelFamily(
         name="modernbert",
@@ -151,6 +168,9 @@ FAMILIES: tuple[ModelFamily, ...] = (
         post_norm=False,
         causal=False,
         layer_index=("", "attn"),
+        stem=("embeddings.tok_embeddings",),
+        stem_norm="embeddings.norm",
+        final_norm="final_norm",
     ),
     ModelFamily(
         name="gpt2",
@@ -170,6 +190,9 @@ FAMILIES: tuple[ModelFamily, ...] = (
         causal=True,
         layer_index=("attn",),
         config_ffn="n_inner",
+        stem=("wte", "wpe"),
+        final_norm="ln_f",
+        expands_output=True,
     ),
     _LLAMA,
     # Its norms of queries and keys are as wide as one head, so they serve any number of heads.
@@ -191,6 +214,11 @@ FAMILIES: tuple[ModelFamily, ...] = (
         post_norm=False,
         causal=False,
         config_heads=True,
+        stem=(
+            "embeddings.patch_embeddings.projection",
+            *(f"embeddings.{name}" for name in ("cls_token", "mask_token", "position_embeddings")),
+        ),
+        final_norm="layernorm",
     ),
 )
 
@@ -241,6 +269,14 @@ def most_positions(model: nn.Module) -> int | None:
             # RoBERTa counts positions from behind the padding's own.
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
     return None
+
+
+def tied_stem(model: nn.Module) -> tuple[str, ...]:
+    """Paths of the row's ``stem`` whose weights a head shares: they keep all their columns."""
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
+    prefix = getattr(model, "base_model_prefix", "")
+    names = {name.removeprefix(f"{prefix}.") for name in (*tied, *tied.values())}
+    return tuple(path for path in family_of(model).stem if f"{path}.weight" in names)
 
 
 def projection_weights(block: nn.Module, path: str) -> tuple[Tensor, Tensor | None]:

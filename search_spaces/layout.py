@@ -101,13 +101,16 @@ class ProjectionLayout:
         return f"rank_{self.role}"
 
 
-def layouts(family: ModelFamily, shape: ModelShape, block: BlockConfig) -> dict[str, ProjectionLayout]:
-    """The projections of a block by path, in the order in which they run."""
-    size, hidden, group = shape.head_dim, shape.hidden_size, shape.heads // shape.kv_heads
+def layouts(
+    family: ModelFamily, shape: ModelShape, block: BlockConfig, hidden_size: int | None = None
+) -> dict[str, ProjectionLayout]:
+    """The projections of a block by path, in the order in which they run; by default with the teacher's stream."""
+    size, group = shape.head_dim, shape.heads // shape.kv_heads
+    hidden = shape.hidden_size if hidden_size is None else hidden_size
     queries = block.heads // block.kv_heads if block.kv_heads else 0
     query = Part(shape.kv_heads, group * size, block.kv_heads, queries * size)
     key = Part(shape.kv_heads, size, block.kv_heads, size)
-    ffn, out = Part(shape.ffn, 1, block.ffn, 1), Part(hidden, 1, hidden, 1)
+    ffn, out = Part(shape.ffn, 1, block.ffn, 1), Part(shape.hidden_size, 1, hidden, 1)
     rows: dict[str, list[Part]] = {}
     for path, part in ((family.query, query), (family.key, key), (family.value, key)):
         rows.setdefault(path, []).append(part)

@@ -7,11 +7,13 @@ transformers is to load at its end; hwnas itself never runs that copy.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 
@@ -48,6 +50,27 @@ class Absent(nn.Module):
         return (result, None) if self._pair else result
 
 
+class Columns(nn.Embedding):
+    """An embedding that gives some of its columns: all of them are kept where a head is tied to them.
+
+    Args:
+        embedding: The whole one, whose weight it shares.
+        kept: Which columns it gives, ``(columns,)``.
+    """
+
+    kept: Tensor
+
+    def __init__(self, embedding: nn.Embedding, kept: Tensor) -> None:
+        rows, columns = embedding.weight.shape
+        super().__init__(rows, columns, padding_idx=embedding.padding_idx, _weight=embedding.weight)
+        self.weight = embedding.weight
+        self.register_buffer("kept", kept)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as the whole one calls it
+        """``(...)`` of token numbers to ``(..., columns)``."""
+        return super().forward(input).index_select(-1, self.kept)
+
+
 def whole(config: Any, subnet: Mapping[str, Any]) -> Any:
     """The configuration of the model before blocks were left out of it."""
     full = copy.deepcopy(config)
@@ -65,13 +88,16 @@ def shrink(model: Any, subnet: Mapping[str, Any]) -> None:
         subnet: ``blocks`` (path of the list of blocks), ``num_blocks`` and ``layer_types`` of the whole model, ``kept``
             (numbers of the blocks that are left), ``cached`` (see `keep_blocks`), and ``changes``: for each block that
             is left, ``absent`` (arguments of `leave_out`), ``linears`` (path to inputs, outputs and rank) and
-            ``attributes`` (path to names and values).
+            ``attributes`` (path to names and values); and where the residual stream is narrower, ``stream``
+            (arguments of `narrow_stream`).
     """
     base = getattr(model, model.base_model_prefix, model)
     blocks = [base.get_submodule(subnet["blocks"])[index] for index in subnet["kept"]]
+    if stream := subnet.get("stream"):
+        narrow_stream(base, blocks, **stream)
     for block, changes in zip(blocks, subnet["changes"], strict=True):
         for sublayer in changes["absent"]:
-            constant = constant_like(block.get_submodule(sublayer["out"]))
+            constant = constant_like(block.get_submodule(sublayer["out"]), stream and stream["size"])
             leave_out(block, **sublayer, constant=constant)
         for path, sizes in changes["linears"].items():
             block.set_submodule(path, resized(block.get_submodule(path), **sizes))
@@ -128,10 +154,106 @@ def leave_out(block: nn.Module, module: str, out: str, norm: str | None, constan
         block.set_submodule(norm, nn.Identity())
 
 
-def constant_like(module: Any) -> Constant:
-    """The constant that stands in the place of a projection."""
-    outputs = module.weight.shape[1 if isinstance(module, Conv1D) else 0]
-    return Constant(outputs, bias=module.bias is not None)
+def narrow_stream(
+    base: nn.Module,
+    blocks: Sequence[nn.Module],
+    size: int,
+    full: int,
+    stem: Sequence[str],
+    tied: Sequence[str],
+    norms: Sequence[str],
+    block_norms: Sequence[str],
+    last: str,
+) -> None:
+    """Make the residual stream narrower outside the blocks' projections, and bring what leaves it back to full width.
+
+    Args:
+        base: The base model.
+        blocks: The blocks that are left.
+        size: Width of the stream.
+        full: Width of the whole model's.
+        stem: Paths of what the stream is made of.
+        tied: Those of them that keep all columns, because a head is tied to them.
+        norms: Paths of norms outside the blocks.
+        block_norms: Paths of norms in every block.
+        last: Path of the norm that an output projection follows: in the base model where it is one of ``norms``, else
+            in the last block. Empty where it follows the whole base model.
+    """
+    for path in stem:
+        replace_part(base, path, lambda part, path=path: narrowed(part, torch.arange(size), tied=path in tied))
+    for module, paths in ((base, norms), *((block, block_norms) for block in blocks)):
+        for path in paths:
+            module.set_submodule(path, narrowed_norm(module.get_submodule(path), size))
+    if not last:
+        expand_output(base, nn.Linear(size, full))
+        return
+    holder = base if last in norms else blocks[-1]
+    holder.set_submodule(last, expanded(holder.get_submodule(last), nn.Linear(size, full)))
+
+
+def replace_part(base: nn.Module, path: str, change: Any) -> None:
+    """Put what a function makes of a module or a parameter in its place; nothing where the model has none."""
+    holder, _, name = path.rpartition(".")
+    module = base.get_submodule(holder)
+    if (part := getattr(module, name, None)) is not None:
+        setattr(module, name, change(part))
+
+
+def narrowed(part: Any, kept: Tensor, *, tied: bool = False) -> Any:
+    """What writes to the residual stream before the first block, for some of the stream's coordinates.
+
+    Args:
+        part: An embedding, a convolution, or a parameter whose last axis is the stream.
+        kept: The coordinates that are kept.
+        tied: Whether an embedding keeps all its columns and gives some.
+    """
+    if isinstance(part, nn.Parameter):
+        return nn.Parameter(part.detach().index_select(-1, kept.to(part.device)), requires_grad=part.requires_grad)
+    kept = kept.to(part.weight.device)
+    if isinstance(part, nn.Embedding):
+        if tied:
+            return Columns(part, kept)
+        weight = part.weight.detach().index_select(1, kept)
+        small = nn.Embedding(len(weight), len(kept), padding_idx=part.padding_idx, _weight=weight)
+        return small.requires_grad_(part.weight.requires_grad)
+    small = copy.deepcopy(part)
+    small.out_channels = len(kept)
+    for name, parameter in part.named_parameters():
+        setattr(small, name, nn.Parameter(parameter.detach().index_select(0, kept)))
+    return small.requires_grad_(part.weight.requires_grad)
+
+
+def narrowed_norm(norm: Any, size: int) -> Any:
+    """A norm like this one over so many features; what is no norm (an ``nn.Identity``) stays."""
+    small = copy.deepcopy(norm)
+    for name, parameter in norm.named_parameters():
+        setattr(small, name, nn.Parameter(parameter.detach()[:size].clone()))
+    set_existing(small, {"normalized_shape": (size,)})
+    return small
+
+
+def expanded(norm: nn.Module, projection: nn.Module) -> nn.Sequential:
+    """A norm and the projection that brings its output back to the width that poolers and heads read."""
+    return nn.Sequential(OrderedDict(norm=norm, expand=projection))
+
+
+def expand_output(base: nn.Module, projection: nn.Module) -> RemovableHandle:
+    """Let a projection follow a base model."""
+    base.add_module("expand", projection)
+    return base.register_forward_hook(_expand)
+
+
+def _expand(base: Any, _: Any, output: Any) -> Any:
+    if isinstance(output, tuple):
+        return (base.expand(output[0]), *output[1:])
+    output.last_hidden_state = base.expand(output.last_hidden_state)
+    return output
+
+
+def constant_like(module: Any, outputs: int | None = None) -> Constant:
+    """The constant that stands in the place of a projection; of another width where it is given."""
+    full = module.weight.shape[1 if isinstance(module, Conv1D) else 0]
+    return Constant(outputs or full, bias=module.bias is not None)
 
 
 def set_existing(module: nn.Module, values: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from search_spaces.counting import linear_macs
-from search_spaces.families import ModelFamily, blocks_of, family_of, projection_weights
+from search_spaces.families import (
+    FAMILIES,
+    ModelFamily,
+    base_model,
+    blocks_of,
+    family_of,
+    projection_weights,
+    tied_stem,
+)
 
 Size = TypeVar("Size", int, NDArray[np.int64])
 
@@ -35,6 +43,10 @@ class ModelShape:
         head_macs_per_sequence: MACs per sequence outside the blocks (pooler, classifier, an image's patches).
         vocab_size: Rows of the token embedding (0 for images).
         causal: Whether the model is a causal decoder.
+        stream_parameters: Those of ``other_parameters`` that grow with the residual width: embeddings that no head is
+            tied to, norms outside the blocks. Older files do not have it, and 0 stands for "not known": it is read
+            for narrower streams alone, and no part of what tells models apart.
+        stem_macs_per_sequence: Those of ``head_macs_per_sequence`` that grow with it (an image's patches).
     """
 
     family: str
@@ -60,6 +72,13 @@ class ModelShape:
     head_macs_per_sequence: int
     vocab_size: int
     causal: bool
+    stream_parameters: int = field(default=0, compare=False)
+    stem_macs_per_sequence: int = field(default=0, compare=False)
+
+    @property
+    def post_norm(self) -> bool:
+        """Whether norms follow the residual sums."""
+        return any(row.post_norm for row in FAMILIES if row.name == self.family)
 
     def qkv_rows(self, heads: Size, kv_heads: Size) -> tuple[Size, ...]:
         """Rows of the matrices that make queries, keys and values: of the fused one, or of the query's and a key's."""
@@ -92,7 +111,8 @@ class ModelShape:
         heads = int(config.num_attention_heads)
         head_dim = out.shape[1] // heads
         others = [_other_parameters(block, family) for block in blocks]
-        per_token, per_sequence = linear_macs(model, outside=blocks)
+        per_token, per_sequence = linear_macs(model, outside=[blocks])
+        stem = _convolutions(model, family)
         return cls(
             family=family.name,
             hidden_size=query.shape[1],
@@ -117,6 +137,8 @@ class ModelShape:
             head_macs_per_sequence=per_sequence,
             vocab_size=int(getattr(config, "vocab_size", 0) or 0),
             causal=family.causal,
+            stream_parameters=_stream_parameters(model, family),
+            stem_macs_per_sequence=per_sequence - linear_macs(model, outside=[blocks, *stem])[1] if stem else 0,
         )
 
 
@@ -130,3 +152,17 @@ def _other_parameters(block: nn.Module, family: ModelFamily) -> tuple[int, int, 
         counts.append(sum(size for key, size in own.items() if key not in counted))
         counted |= own.keys()
     return counts[0], counts[1], counts[2]
+
+
+def _convolutions(model: nn.Module, family: ModelFamily) -> list[nn.Module]:
+    """The convolutions that the residual stream begins with."""
+    named = dict(base_model(model).named_modules())
+    return [named[path] for path in family.stem if isinstance(named.get(path), nn.Conv2d)]
+
+
+def _stream_parameters(model: nn.Module, family: ModelFamily) -> int:
+    """Parameters outside the blocks that grow with the residual width."""
+    base, tied = base_model(model), tied_stem(model)
+    paths = [path for path in (*family.stem, family.stem_norm, family.final_norm) if path and path not in tied]
+    names = [name for name, _ in base.named_parameters() if any(f"{name}.".startswith(f"{path}.") for path in paths)]
+    return sum(base.get_parameter(name).numel() for name in names)

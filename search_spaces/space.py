@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import product
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.canonical import canonical, canonical_table
-from search_spaces.choices import BLOCK_DIMENSIONS, MODEL_DIMENSIONS, SWITCHES, Choice, Dimension, resolve
+from search_spaces.choices import BLOCK_DIMENSIONS, MODEL_DIMENSIONS, SWITCHES, Choice, Dimension, check, resolve
 from search_spaces.homogeneous import restrict
 from search_spaces.shapes import ModelShape
 from search_spaces.subnet import RANKS, BlockConfig, SubnetConfig, SubnetTable, saves
@@ -76,7 +76,7 @@ class SearchSpace:
             ValueError: A dimension is unknown, or a choice does not fit the teacher.
         """
         own = {index: dict(values) for index, values in (overrides or {}).items()}
-        _check(shape, [choices, dict.fromkeys(per_block), *own.values()], own, per_block, min_blocks)
+        check(shape, [choices, dict.fromkeys(per_block), *own.values()], own, per_block, min_blocks)
         dimensions: list[Dimension] = []
         for index in range(shape.num_blocks):
             for name in (*BLOCK_DIMENSIONS, *(MODEL_DIMENSIONS if index == 0 else ())):
@@ -191,6 +191,11 @@ class SearchSpace:
         full = {"hidden_size": self.shape.hidden_size, **dict.fromkeys(SWITCHES, 0), **self._defaults}[name]
         return tuple(own[0].numbers.tolist()) if own else (full,)
 
+    @property
+    def narrower(self) -> tuple[int, ...]:
+        """The widths of the residual stream below the teacher's that subnets may have."""
+        return tuple(size for size in self.levels("hidden_size", 0) if size < self.shape.hidden_size)
+
     def widths(self, name: str, block: int) -> list[BlockConfig]:
         """The teacher's block at every width of its ``heads`` or its ``ffn``; none at all where the space says so."""
         full = self.teacher.blocks[0]
@@ -227,7 +232,9 @@ class SearchSpace:
     def to_dict(self) -> dict[str, Any]:
         """Plain data that identifies the space: what a study and a profile remember of it."""
         dimensions = [[d.name, d.block, list(d.choices)] for d in self.dimensions]
-        return {"shape": asdict(self.shape), "dimensions": dimensions, "min_blocks": self.min_blocks}
+        # What is no part of what tells models apart is none of a space's fingerprint either.
+        shape = {f.name: getattr(self.shape, f.name) for f in fields(self.shape) if f.compare}
+        return {"shape": shape, "dimensions": dimensions, "min_blocks": self.min_blocks}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -261,11 +268,11 @@ class SearchSpace:
             value = self._value(dimension.name, index, block)
             if value is None:
                 continue
-            if value in dimension.choices:
-                return dimension.choices.index(value)
             if dimension.name in RANKS and value == 0:
-                return top  # Dense: the largest rank of the space is at or above break-even, or `_levels` refuses it.
-            return 0
+                # Dense, which is the top: the largest rank of the space is at or above break-even, or `_levels` refuses
+                # it. Of a rank that blocks share, another block's may be below.
+                continue
+            return dimension.choices.index(value) if value in dimension.choices else 0
         return top
 
     def _value(self, name: str, index: int, block: BlockConfig) -> Choice | None:
@@ -286,22 +293,3 @@ class SearchSpace:
             return block.ffn == 0 if name == "no_ffn" else block.ffn or None
         value: Choice = getattr(block, name)
         return value
-
-
-def _check(
-    shape: ModelShape,
-    named: Sequence[Mapping[str, Any]],
-    own: Mapping[int, Mapping[str, Any]],
-    per_block: Sequence[str],
-    min_blocks: int,
-) -> None:
-    """What is wrong with a space whatever its choices are."""
-    known = (*BLOCK_DIMENSIONS, *MODEL_DIMENSIONS)
-    if strange := [name for names in named for name in names if name not in known]:
-        raise ValueError(f"space: unknown dimension {strange[0]!r}; known are {', '.join(known)}.")
-    if misplaced := [n for n in MODEL_DIMENSIONS if n in per_block or any(n in values for values in own.values())]:
-        raise ValueError(f"space: `{misplaced[0]}` is one for the whole model, but is given per block.")
-    if not 1 <= min_blocks <= shape.num_blocks:
-        raise ValueError(f"space: `min_blocks` must be between 1 and {shape.num_blocks}, but got {min_blocks}.")
-    if unknown := sorted(set(own) - set(range(shape.num_blocks))):
-        raise ValueError(f"space: `overrides` names block {unknown[0]}, but the model has {shape.num_blocks}.")

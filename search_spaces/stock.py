@@ -43,6 +43,8 @@ def stock_config(model: Any, family: ModelFamily, shape: ModelShape, subnet: Sub
     kinds = {subnet.blocks[index] for index in subnet.kept}
     if len(kinds) != 1 or any(not block.heads or not block.ffn for block in kinds):
         return None
+    if subnet.hidden_size != shape.hidden_size:  # No class has a projection behind its last norm.
+        return None
     block, config = kinds.pop(), copy.deepcopy(model.config)
     sizes = {family.config_ffn: block.ffn}
     if block.heads != shape.heads:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from search_spaces.families import ModelFamily, blocks_of, blocks_path, family_o
 from search_spaces.layout import ProjectionLayout, layouts, prefixes
 from search_spaces.library import Library
 from search_spaces.quantized import SIMULATED, Padding, QuantizedProjection
+from search_spaces.residual import ResidualStream
 from search_spaces.shapes import ModelShape
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import BlockConfig, SubnetConfig
@@ -55,6 +57,7 @@ class Supernet(nn.Module):
         self._teacher: list[dict[str, LinearWeights]] = []
         self._leaves: list[dict[str, ElasticLinear]] = []
         self._sublayers: list[Sublayers] = []
+        self._stream = ResidualStream(model, shape, self._tensor) if space.narrower else None
         for block in self._blocks:
             paths = self.family.projections
             weights = {path: LinearWeights(*projection_weights(block, path)) for path in paths}
@@ -81,6 +84,8 @@ class Supernet(nn.Module):
         """Take another library of the same space, such as a trained one; the active subnet is activated anew."""
         self._tensors = library.tensors
         self._quantized.clear()
+        if self._stream is not None:
+            self._stream.forget()
         self.activate(self.active)
 
     def forward(self, **inputs: Any) -> Any:
@@ -94,9 +99,11 @@ class Supernet(nn.Module):
             ValueError: The library has no variant for one of the subnet's sizes.
         """
         subnet = self._checked(subnet)
-        variants = [self.variant(index, subnet.blocks[index]) for index in subnet.kept]
+        variants = [self.variant(index, subnet.blocks[index], subnet.hidden_size) for index in subnet.kept]
+        if self._stream is not None:
+            self._stream.arrange(subnet)
         for index, weights in zip(subnet.kept, variants, strict=True):
-            quantized = self._quantized_variant(index, subnet.blocks[index], weights)
+            quantized = self._quantized_variant(index, subnet, weights)
             for path, active in weights.items():
                 self._leaves[index][path].activate(active, quantized.get(path))
             self._sublayers[index].arrange(subnet.blocks[index])
@@ -117,10 +124,18 @@ class Supernet(nn.Module):
             replaced: dict[int, Any] = {
                 id(leaf): leaf.plain() for index in self.active.kept for leaf in self._leaves[index].values()
             }
+            if self._stream is not None:
+                replaced |= self._stream.plain()
             model: nn.Module = copy.deepcopy(self.model, memo=replaced)
         finally:
             self.activate(before)
         return model.eval()
+
+    def coordinates(self, subnet: SubnetConfig) -> Tensor | None:
+        """Which coordinates of the teacher's residual stream a subnet has; None where it has all."""
+        if self._stream is None or subnet.hidden_size == self.shape.hidden_size:
+            return None
+        return self._stream.coordinates(subnet.hidden_size)
 
     def linear_weights(self, subnet: SubnetConfig) -> dict[str, LinearWeights]:
         """The active tensors of a subnet by full module path in the teacher; skipped blocks are absent."""
@@ -128,25 +143,45 @@ class Supernet(nn.Module):
         return {
             f"{self._path}.{index}.{path}": weights
             for index in subnet.kept
-            for path, weights in self.variant(index, subnet.blocks[index]).items()
+            for path, weights in self.variant(index, subnet.blocks[index], subnet.hidden_size).items()
         }
 
-    def variant(self, index: int, block: BlockConfig) -> dict[str, LinearWeights]:
+    def variant(self, index: int, block: BlockConfig, hidden_size: int | None = None) -> dict[str, LinearWeights]:
         """The tensors of one block's variant, by path in the block: views of the library or the teacher.
 
         Projections of a sublayer that is not there are absent, but for the one that writes its mean output.
+
+        Args:
+            index: The block's number in the teacher.
+            block: Its sizes.
+            hidden_size: Width of the residual stream; the teacher's when None. What is made for a narrower one is kept.
         """
         found = layouts(self.family, self.shape, block)
-        return {path: self._weights(index, layout) for path, layout in found.items() if layout.outputs}
+        if hidden_size is None or hidden_size == self.shape.hidden_size:
+            return {path: self._weights(index, layout) for path, layout in found.items() if layout.outputs}
+        narrow = layouts(self.family, self.shape, block, hidden_size)
+        # A rank may save something with the full stream and nothing with this one.
+        ranked = {path: replace(layout, rank=narrow[path].rank) for path, layout in found.items() if layout.outputs}
+        stream = self._narrow(hidden_size)
+        return {path: stream.narrow(index, layout, hidden_size, self._weights) for path, layout in ranked.items()}
+
+    def _narrow(self, hidden_size: int) -> ResidualStream:
+        if self._stream is None:
+            raise ValueError(
+                f"subnet: `hidden_size` must be the teacher's {self.shape.hidden_size} in this space, "
+                f"but got {hidden_size}."
+            )
+        return self._stream
 
     def _quantized_variant(
-        self, index: int, block: BlockConfig, weights: Mapping[str, LinearWeights]
+        self, index: int, subnet: SubnetConfig, weights: Mapping[str, LinearWeights]
     ) -> dict[str, QuantizedProjection | None]:
         """The quantised forms of a block's variant, made once per level; empty where the block is not quantised."""
+        block, size = subnet.blocks[index], subnet.hidden_size
         if block.precision not in SIMULATED:
             return {}
-        found, known = layouts(self.family, self.shape, block), self._quantized
-        keys = {path: (index, path, found[path].level, found[path].rank, block.precision) for path in weights}
+        found, known = layouts(self.family, self.shape, block, size), self._quantized
+        keys = {path: (index, path, found[path].level, found[path].rank, size, block.precision) for path in weights}
         for path, key in keys.items():
             if key not in known:
                 known[key] = weights[path].quantized(block.precision, self._padding)

@@ -15,7 +15,11 @@ from search_spaces.subnet import BlockConfig, SubnetConfig
 
 
 def subnet_changes(
-    family: ModelFamily, shape: ModelShape, subnet: SubnetConfig, layer_types: Sequence[str] | None
+    family: ModelFamily,
+    shape: ModelShape,
+    subnet: SubnetConfig,
+    layer_types: Sequence[str] | None,
+    tied: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What `modeling_subnet.shrink` is to do to a whole model, as plain data.
 
@@ -24,25 +28,43 @@ def subnet_changes(
         shape: The teacher's sizes.
         subnet: A canonical subnet.
         layer_types: Types of the blocks that are left, where the family has them.
+        tied: Paths, in the base model, of embeddings that a head is tied to: see `families.tied_stem`.
     """
     if layer_types is not None:
         # What the types of left-out blocks were makes no difference.
         types = dict(zip(subnet.kept, layer_types, strict=True))
         layer_types = [types.get(index, layer_types[0]) for index in range(shape.num_blocks)]
-    return {
+    narrow = subnet.hidden_size != shape.hidden_size
+    stream = {"stream": stream_changes(family, shape, subnet.hidden_size, tied)} if narrow else {}
+    return stream | {
         "blocks": family.blocks,
         "num_blocks": shape.num_blocks,
         "layer_types": layer_types,
         "kept": list(subnet.kept),
         "cached": list(family.layer_index),
-        "changes": [block_changes(family, shape, subnet.blocks[index]) for index in subnet.kept],
+        "changes": [block_changes(family, shape, subnet.blocks[index], subnet.hidden_size) for index in subnet.kept],
     }
 
 
-def block_changes(family: ModelFamily, shape: ModelShape, block: BlockConfig) -> dict[str, Any]:
+def stream_changes(family: ModelFamily, shape: ModelShape, hidden_size: int, tied: Sequence[str]) -> dict[str, Any]:
+    """What a narrower residual stream changes outside the projections: arguments of `modeling_subnet.narrow_stream`."""
+    return {
+        "size": hidden_size,
+        "full": shape.hidden_size,
+        "stem": list(family.stem),
+        "tied": list(tied),
+        "norms": [path for path in (family.stem_norm, family.final_norm) if path],
+        "block_norms": [family.attention_norm, family.ffn_norm],
+        "last": "" if family.expands_output else family.final_norm or family.ffn_norm,
+    }
+
+
+def block_changes(
+    family: ModelFamily, shape: ModelShape, block: BlockConfig, hidden_size: int | None = None
+) -> dict[str, Any]:
     """What one block's sizes change in a whole block, as plain data."""
     full = BlockConfig(heads=shape.heads, kv_heads=shape.kv_heads, ffn=shape.ffn)
-    before, after = layouts(family, shape, full), layouts(family, shape, block)
+    before, after = layouts(family, shape, full), layouts(family, shape, block, hidden_size)
     linears = {
         path: {"inputs": new.inputs, "outputs": new.outputs, "rank": new.rank}
         for path, new in after.items()

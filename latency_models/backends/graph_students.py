@@ -33,6 +33,11 @@ def student_graph(template: GraphTemplate, model: nn.Module, kept: Sequence[int]
     from onnx import TensorProto, numpy_helper
 
     linears, others = _weights(model, kept)
+    widths = {weights.out_features for path, weights in linears.items() if path.endswith(_writers(model))}
+    if narrower := sorted(widths - {template.shape.hidden_size}):
+        raise GraphTemplateError(
+            f"graph template: the model's hidden size is {narrower[0]}, not its teacher's {template.shape.hidden_size}."
+        )
     skipped = sorted(set(range(len(template.boundaries) - 1)) - set(kept))
     proto = template.edit(linears, skipped)
     edited = tuple(f"{path}." for path in linears)
@@ -53,6 +58,12 @@ def student_graph(template: GraphTemplate, model: nn.Module, kept: Sequence[int]
             # The exporter computed it of the teacher's parameters.
             raise GraphTemplateError(f"graph template: {tensor.name!r} is no parameter of the model.")
     return proto
+
+
+def _writers(model: nn.Module) -> tuple[str, str]:
+    """Ends of the paths of projections that write to the residual stream."""
+    family = family_of(transformers_model(model)[1])
+    return f".{family.attention_out}", f".{family.ffn_out}"
 
 
 def _weights(model: nn.Module, kept: Sequence[int]) -> tuple[dict[str, LinearWeights], dict[str, Tensor]]:

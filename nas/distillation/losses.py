@@ -88,8 +88,13 @@ class Distiller:
         """Names of the teacher's outputs that the loss reads."""
         return frozenset(_OUTPUT[name] for name, weight in self._weights().items() if weight)
 
-    def check(self, task: Task) -> None:
-        """See that the task gives what the loss reads.
+    def check(self, task: Task, narrower: Sequence[int] = ()) -> None:
+        """See that the task and its students give what the loss reads.
+
+        Args:
+            task: The task.
+            narrower: Hidden sizes of students that are below their teacher's. What such a student gives in the end has
+                its teacher's size again, but its blocks' states have not.
 
         Raises:
             ValueError: It does not.
@@ -97,7 +102,15 @@ class Distiller:
         given = {"hidden", "hidden_states", *task.deployed.values()}
         for name, weight in self._weights().items():
             if weight and _OUTPUT[name] not in given:
-                raise ValueError(f"distiller: `{name}` needs {_OUTPUT[name]}, which a {task.kind} task does not give.")
+                raise ValueError(
+                    f"distiller: `{name}` needs {_OUTPUT[name]}, which a {task.kind} task does not give (it gives "
+                    f"{', '.join(sorted(given))}); choose another, e.g. distiller=logits."
+                )
+        if self.hidden_states and narrower:
+            raise ValueError(
+                "distiller: `hidden_states` must be 0 where subnets have another hidden size than their teacher "
+                f"({', '.join(map(str, narrower))}), whose blocks' states cannot be compared; use `hidden`."
+            )
         if self.labels and NEXT_TOKEN not in given and task.samples.labels("train") is None:
             raise ValueError("distiller: `labels` must be 0 for a task without labels.")
 

@@ -121,7 +121,7 @@ def _architectures(report: Report) -> str:
 
 
 def _card(report: Report, name: str, subnet: Any, row: ModelRow | None) -> str:
-    facts = [describe(subnet)]
+    facts = [describe(subnet, report.teacher_subnet)]
     if row is not None:
         facts.append(f"{format_count(row.parameters)} parameters")
         facts.append(f"{report.quality} {format_metric(row.metrics.get(report.quality))}")

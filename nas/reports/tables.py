@@ -66,8 +66,13 @@ def _format_measured(measured: MeasuredLatency | None) -> str:
     return format_interval(Interval(measured.p50_ms, measured.min_ms, max(measured.p50_ms, measured.p90_ms)))
 
 
-def describe(subnet: SubnetConfig) -> str:
-    """An architecture in one short line: depth, and the ranges of heads, FFN widths and ranks of its blocks."""
+def describe(subnet: SubnetConfig, teacher: SubnetConfig | None = None) -> str:
+    """An architecture in one short line: depth, and the ranges of heads, FFN widths and ranks of its blocks.
+
+    Args:
+        subnet: The architecture.
+        teacher: The full one: where it is given, a narrower residual stream is told, too.
+    """
     kept = [block for block in subnet.blocks if not block.skipped]
     ranks = [rank for block in kept for rank in (block.rank_qkv, block.rank_attention_out)]
     ranks += [rank for block in kept for rank in (block.rank_ffn_in, block.rank_ffn_out)]
@@ -78,6 +83,8 @@ def describe(subnet: SubnetConfig) -> str:
     parts.append(f"FFN {_span(block.ffn for block in kept)}")
     if any(ranks):
         parts.append(f"rank {_span(rank for rank in ranks if rank)}")
+    if teacher is not None and subnet.hidden_size != teacher.hidden_size:
+        parts.append(f"hidden size {subnet.hidden_size} of {teacher.hidden_size}")
     return ", ".join(parts)
 
 

@@ -116,7 +116,13 @@ def hidden_outputs(found: Any, last: Tensor, names: Collection[str]) -> dict[str
     outputs = {"hidden": last} if "hidden" in names else {}
     if "hidden_states" in names:
         # The first of them is the embeddings' output, before any block.
-        outputs["hidden_states"] = torch.stack(tuple(found.hidden_states)[1:])
+        states = tuple(found.hidden_states)[1:]
+        if len(widths := {state.shape[-1] for state in states}) > 1:
+            raise ValueError(
+                f"`hidden_states` must all have one hidden size, but have {' and '.join(map(str, sorted(widths)))}: "
+                "this model's residual stream is narrower than its teacher's. Use `hidden`."
+            )
+        outputs["hidden_states"] = torch.stack(states)
     return outputs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,7 @@ from latency_models.device import Device
 from search_spaces.families import blocks_of
 from search_spaces.subnet import SKIPPED
 from tests.contracts.test_families import MODEL_TYPES, made
+from tests.contracts.test_hidden_sizes import narrow
 
 CPU = Device("cpu", "onnxruntime")
 # The graphs of XLM-RoBERTa and CamemBERT are RoBERTa's: one export less to wait for.
@@ -98,6 +100,13 @@ def test_fresh_exports_of_transposed_projections_can_be_quantised():
     names = projection_products(graph, "gpt2", range(3))
     assert len(names) == 12
     assert is_quantized(quantize_int8(graph, nodes=names))
+
+
+def test_a_stream_that_is_brought_back_behind_the_base_model_is_exported_so():
+    it = narrow("gpt2")
+    module = Deployed(it.supernet.extract(replace(it.space.teacher, hidden_size=16)), causal=True)
+    graph = export_onnx(module, it.inputs, ["output"])
+    assert difference(graph, module, it.inputs) < 1e-5
 
 
 def test_a_graph_whose_integers_no_size_explains_is_refused(monkeypatch):

@@ -17,7 +17,8 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from search_spaces.checkpoint import load_subnet, save_subnet
 from search_spaces.subnet import SKIPPED, SubnetConfig
-from tests.contracts.test_families import CAUSAL, MODEL_TYPES, made
+from tests.contracts.test_families import CAUSAL, MODEL_TYPES, drawn, made
+from tests.contracts.test_hidden_sizes import TYPES, narrow
 
 # Loads every folder below the first argument with plain transformers and saves what it computes.
 PLAIN = """
@@ -77,6 +78,11 @@ def folders(tmp_path_factory) -> Path:
             folder = root / f"{model_type}-{name}"
             save_subnet(it.supernet.extract(subnet), subnet, it.space.shape, folder)
             save_file(it.inputs, folder / "inputs.safetensors")
+    for model_type in TYPES:
+        it, folder = narrow(model_type), root / f"{model_type}-narrow"
+        subnet = replace(drawn(it.space, 5), hidden_size=16)
+        save_subnet(it.supernet.extract(subnet), subnet, it.space.shape, folder)
+        save_file(it.inputs, folder / "inputs.safetensors")
     return root
 
 

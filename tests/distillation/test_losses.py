@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import rel_entr, softmax
 
 from nas.distillation.losses import Distiller, similarity_difference, softened_divergence, state_difference
+from nas.tasks.deployed import hidden_outputs
 from nas.tasks.text import SentenceEmbedding, TextClassification
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
@@ -26,6 +29,18 @@ def outputs(seed: int, blocks: int = 2) -> dict[str, torch.Tensor]:
 
 
 EVERYTHING = Distiller(logits=1.0, embedding=1.0, similarity=1.0, hidden=1.0, hidden_states=1.0)
+
+
+def test_states_of_a_narrower_stream_are_not_compared() -> None:
+    class Embedding:
+        kind, deployed, samples = "sentence_embedding", {"sentence_embedding": "embedding"}, None
+
+    Distiller(embedding=1.0, hidden=1.0).check(Embedding(), narrower=[16])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`hidden_states` must be 0 .*another hidden size.*\(16\).*use `hidden`"):
+        Distiller(hidden_states=1.0).check(Embedding(), narrower=[16])  # type: ignore[arg-type]
+    states = SimpleNamespace(hidden_states=[torch.zeros(1, 2, size) for size in (16, 16, 32)])
+    with pytest.raises(ValueError, match="must all have one hidden size, but have 16 and 32"):
+        hidden_outputs(states, torch.zeros(1, 2, 32), ["hidden_states"])
 
 
 @given(st.integers(0, 1000))

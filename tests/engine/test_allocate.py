@@ -51,6 +51,24 @@ def test_choices_that_all_blocks_share_are_allocated_too():
     assert {block.precision for subnet in space.decode(rows) for block in subnet.blocks} == {"int8"}
 
 
+def test_a_narrower_stream_is_measured_as_one_variant_of_the_model_and_allocated_under():
+    space = tiny_space(2, choices={"skip": [False], "heads": [2, 4], "ffn": [32, 64], "hidden_size": [16, 32]})
+    formula = Formula()
+
+    def evaluate(subnet, steps):
+        return {"cosine": formula(subnet, steps)["cosine"] * (0.9 if subnet.hidden_size == 16 else 1.0)}
+
+    sensitivity = measure_sensitivity(space, evaluate, "cosine")
+    at = next(i for i, d in enumerate(space.dimensions) if d.name == "hidden_size")
+    assert sensitivity.losses[at].tolist() == pytest.approx([0.1, 0.0])
+    assert formula.calls == sensitivity.evaluations == 1 + 1 + 4
+    rows = allocate(space, sensitivity, SubnetCosts(space), "parameters")
+    assert {subnet.hidden_size for subnet in space.decode(rows)} == {16, 32}
+    sizes = SubnetCosts(space)(space.table(rows))["parameters"].value
+    assert all(np.diff(sizes) > 0)
+    assert all(np.diff(sensitivity(rows)) < 0)
+
+
 def test_the_ladder_keeps_to_the_limits_and_has_no_repeats():
     space = tiny_space(4)
     costs = costs_of(space)

@@ -56,6 +56,20 @@ def state(supernet: Supernet) -> dict[str, torch.Tensor]:
     return found
 
 
+def test_a_narrower_stream_is_judged_and_distilled_on_what_its_teacher_gives_in_the_end(task: SentenceEmbedding):
+    model = task.load_model()
+    space = tiny_space(model, hidden_size=[16, 32])
+    supernet = Supernet(model, calibrate(model, list(task.batches("calibration", 8)), space), space)
+    made = Evaluator(supernet, task, Distiller(embedding=1.0, hidden=1.0), SETTINGS, precision="fp32")
+    subnet = SubnetConfig(space.teacher.blocks, 16)
+    before, after = made.evaluate(subnet), made.evaluate(subnet, steps=30)
+    assert before["cosine"] < after["cosine"] < 1.0
+    assert made.evaluate(subnet) == before
+    every = Evaluator(supernet, task, Distiller(hidden_states=1.0), SETTINGS, precision="fp32")
+    with pytest.raises(ValueError, match="`hidden_states` must all have one hidden size, but have 16 and 32"):
+        every.evaluate(subnet, steps=1)
+
+
 def test_the_largest_subnet_agrees_with_the_teacher_wholly(evaluator: Evaluator, supernet: Supernet) -> None:
     assert evaluator.evaluate(supernet.space.teacher) == pytest.approx(
         {"cosine": 1.0, "recall": 1.0, "spearman": 1.0}, abs=1e-5

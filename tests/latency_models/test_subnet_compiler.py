@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from latency_models.backends import graph_template
+from latency_models.backends.graph_students import student_graph
 from latency_models.backends.graph_template import GraphTemplateError
 from latency_models.backends.tensorrt_operators import unsupported
 from latency_models.device import Device
+from latency_models.features import from_table
 from latency_models.subnet_compiler import SubnetCompiler
 from search_spaces.calibrate import calibrate
-from search_spaces.subnet import SKIPPED
+from search_spaces.subnet import SKIPPED, SubnetConfig
 from search_spaces.supernet import Supernet
 from tests.latency_models.pruned import POOLED_NAMES, Pooled, example_inputs, largest_difference
 from tests.models import tiny_batches, tiny_bert, tiny_space
@@ -43,6 +45,33 @@ def test_other_backends_get_what_they_take(supernet, backend):
     made = compiler(supernet, backend)
     subnet = supernet.space.sample(np.random.default_rng(1), 1)[0]
     assert largest_difference(made.job(subnet)(), made.module(subnet), example_inputs()) < 1e-4
+
+
+def test_a_narrower_stream_is_exported_with_one_warning_and_runs_as_extracted(caplog):
+    teacher = tiny_bert()
+    space = tiny_space(teacher, hidden_size=[16, 32])
+    supernet = Supernet(teacher, calibrate(teacher, tiny_batches(), space), space)
+    made = compiler(supernet)
+    with caplog.at_level(logging.WARNING):
+        for blocks in (space.teacher.blocks, space.smallest.blocks):
+            subnet = space.canonical(SubnetConfig(blocks, 16))
+            assert largest_difference(made.compile(subnet), made.module(subnet), example_inputs()) < 1e-4
+    assert caplog.text.count("hidden sizes below the teacher's 32 are other graphs") == 1
+    assert "template" not in vars(made)
+    with pytest.raises(GraphTemplateError, match="hidden size is 16, not its teacher's 32"):
+        student_graph(made.template, made.module(subnet), subnet.kept)
+
+
+def test_features_tell_hidden_sizes_apart():
+    space = tiny_space(tiny_bert(), hidden_size=[16, 24, 32])
+    table = [SubnetConfig(space.teacher.blocks, size) for size in (16, 24, 32)]
+    found = from_table(space.shape, table)
+    products = dict(zip(found.names, found.products.T, strict=True))
+    assert found.groups["hidden_size"].tolist() == [16, 24, 32]
+    for name in ("qkv.fp32.flops", "ffn_in.fp32.flops", "norm.read", "embedding.read"):
+        assert products[name] == pytest.approx(products[name][2] * np.array([0.5, 0.75, 1.0])), name
+    assert products["output.flops"].tolist() == [128 * 16 * 32, 128 * 24 * 32, 0]
+    assert len({*products["head.flops"]}) == 1
 
 
 def test_a_family_that_cannot_be_edited_is_exported_with_a_warning(supernet, monkeypatch, caplog):

@@ -123,11 +123,62 @@ def test_variants_are_the_distinct_choices_of_one_block():
         ({"precision": ["int3"]}, "must be one of fp32"),
         ({"heads": []}, "at least one choice"),
         ({"heads": ["many"]}, "takes numbers"),
+        ({"hidden_size": [0, 32]}, "`hidden_size` must be between 1 and the model's hidden size 32, but got 0"),
+        ({"hidden_size": [40]}, "between 1 and the model's hidden size 32, but got 40"),
+        ({"hidden_size": [12]}, r"`hidden_size` must be a multiple of 8 \(whole heads\), but got 12"),
     ],
 )
 def test_choices_that_do_not_fit_are_refused(choices, message):
     with pytest.raises(ValueError, match=message):
         SearchSpace.from_choices(SHAPE, choices)
+
+
+def test_hidden_sizes_are_one_for_the_model():
+    space = SearchSpace.from_choices(
+        SHAPE, {"hidden_size": [0.55, 0.8, 1.0], "heads": [2, 4]}, round_to={"hidden_size": 8}
+    )
+    assert space.levels("hidden_size", 2) == (16, 24, 32)
+    assert space.narrower == (16, 24)
+    assert [d.parameter for d in space.dimensions if d.name == "hidden_size"] == ["hidden_size"]
+    assert space.teacher == space.largest
+    assert SearchSpace.from_choices(SHAPE, {"hidden_size": 24}).largest.hidden_size == 24
+    assert SPACE.narrower == ()
+    for misplaced in ({"per_block": ["heads", "hidden_size"]}, {"overrides": {1: {"hidden_size": [16]}}}):
+        with pytest.raises(ValueError, match="`hidden_size` is one for the whole model, but is given per block"):
+            SearchSpace.from_choices(SHAPE, {"hidden_size": [16, 32]}, **misplaced)
+
+
+def test_a_rank_may_save_something_with_the_full_stream_alone():
+    block = BlockConfig(heads=4, kv_heads=4, ffn=64, rank_qkv=12)
+    assert canonical(SHAPE, SubnetConfig((block,), 32)).blocks[0].rank_qkv == 12
+    assert canonical(SHAPE, SubnetConfig((block,), 16)).blocks[0].rank_qkv == 0
+
+
+def test_a_shared_rank_that_saves_something_in_some_blocks_alone_round_trips():
+    choices = {"heads": [2, 4], "rank_qkv": [0, 12], "hidden_size": [16, 32]}
+    space = SearchSpace.from_choices(SHAPE, choices, per_block=["heads"])
+    mixed = 0
+    for subnet in space.sample(np.random.default_rng(0), 60):
+        assert space.decode(space.encode([subnet])) == [subnet]
+        mixed += len({block.rank_qkv for block in subnet.blocks}) == 2
+    assert mixed
+
+
+def test_hidden_sizes_below_the_model_s_need_a_family_that_has_them_and_no_stock_class():
+    with pytest.raises(ValueError, match=r"must be the model's 32 in the family other.*but got 16"):
+        SearchSpace.from_choices(dataclasses.replace(SHAPE, family="other"), {"hidden_size": [16, 32]})
+    space = SearchSpace.from_choices(SHAPE, {"hidden_size": [16, 32]}, homogeneous=True, per_block=[])
+    assert space.narrower == ()
+    with pytest.raises(ValueError, match="`homogeneous` leaves 'hidden_size' no choice of 16"):
+        SearchSpace.from_choices(SHAPE, {"hidden_size": [16]}, homogeneous=True, per_block=[])
+
+
+def test_what_only_narrower_streams_cost_tells_no_models_apart():
+    """Spaces, profiles and subnets that were stored before are still known by the same names."""
+    assert SHAPE.stream_parameters > 0
+    older = dataclasses.replace(SHAPE, stream_parameters=0)
+    assert older == SHAPE
+    assert SearchSpace.from_choices(older, {}).fingerprint == SearchSpace.from_choices(SHAPE, {}).fingerprint
 
 
 def test_other_settings_that_do_not_fit_are_refused():

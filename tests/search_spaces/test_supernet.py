@@ -236,6 +236,16 @@ def test_a_damaged_description_names_file_and_rule(supernet, space, tmp_path, ch
         load_subnet(tmp_path / "m")
 
 
+def test_a_description_from_before_narrower_streams_is_read(supernet, space, tmp_path):
+    save_subnet(supernet.extract(space.teacher), space.teacher, space.shape, tmp_path / "m")
+    path = tmp_path / "m" / "subnet.json"
+    description = json.loads(path.read_text())
+    for name in ("stream_parameters", "stem_macs_per_sequence"):
+        del description["shape"][name]
+    path.write_text(json.dumps(description))
+    assert torch.equal(run(load_subnet(tmp_path / "m")), run(supernet.extract(space.teacher)))
+
+
 def test_damaged_weights_name_the_file(supernet, space, tmp_path):
     save_subnet(supernet.extract(space.teacher), space.teacher, space.shape, tmp_path / "m")
     weights: Path = tmp_path / "m" / "model.safetensors"

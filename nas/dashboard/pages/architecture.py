@@ -73,6 +73,8 @@ def _blocks(subnet: SubnetConfig, teacher: SubnetConfig | None) -> list[tuple[st
         if full is not None and not block.skipped:
             kept = f"{block.heads / max(full.heads, 1):.0%} of the heads, {block.ffn / max(full.ffn, 1):.0%} of the FFN"
         rows.append((describe_block(index, block), kept))
+    if teacher is not None and subnet.hidden_size != teacher.hidden_size:
+        rows.append((f"hidden size {subnet.hidden_size}", f"{subnet.hidden_size / teacher.hidden_size:.0%} of it"))
     return rows
 
 
