@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from latency_models.backends import graph_sizes
+from latency_models.backends import graph_twin
 from latency_models.backends.base import make_backend
 from latency_models.backends.graph_template import GraphTemplate, GraphTemplateError
 from latency_models.backends.onnx import export_onnx
@@ -112,7 +112,7 @@ def test_a_stream_that_is_brought_back_behind_the_base_model_is_exported_so():
 def test_a_graph_whose_integers_no_size_explains_is_refused(monkeypatch):
     """The caller falls back to exporting every subnet."""
     it = made("vit")
-    original = graph_sizes.twin
+    original = graph_twin.twin
 
     def other_sizes(*arguments):
         model, (kv_heads, group, ffn) = original(*arguments)
