@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ def _task_function(
         from nas import commands
 
         try:
+            _hide_recorded_passwords()
             if swept is not None and command == "search":
                 commands.give_own_study(config, swept)
             return getattr(commands, command)(config)
@@ -166,6 +168,18 @@ def _task_function(
             return None
 
     return task_function
+
+
+def _hide_recorded_passwords() -> None:
+    """Hydra writes every option into the folder of its run: the passwords of storages are taken out of there."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from nas.engine.storage import hide_recorded_passwords
+
+    settings = HydraConfig.get()
+    run = Path(settings.runtime.output_dir)
+    sweep = [run.parent] if settings.mode is not None and settings.mode.name == "MULTIRUN" else []
+    hide_recorded_passwords([run / str(settings.output_subdir), *sweep])
 
 
 def _guarded(action: Callable[[], None], command: str, *, debug: bool) -> int:

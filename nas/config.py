@@ -119,6 +119,22 @@ def check_arguments(cls: Callable[..., Any], arguments: Mapping[str, Any]) -> No
             raise ConfigError(f"{name} needs the option {key!r}.")
 
 
+def whole_number(name: str, value: Any, least: int) -> int:
+    """The same number, once it is known to be one.
+
+    Args:
+        name: The option's, for the error.
+        value: What YAML or the command line gives.
+        least: The smallest that is allowed.
+
+    Raises:
+        ConfigError: It is no whole number, or smaller.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"`{name}` must be a whole number >= {least}, but got {value!r}.")
+    return value
+
+
 def suggestion(name: Any, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` where a known name is close, else nothing."""
     close = difflib.get_close_matches(str(name), list(known), n=1)

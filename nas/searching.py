@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from nas.config import build
+from nas.config import build, whole_number
 from nas.engine.errors import InfeasibleError
 from nas.engine.locks import FileLock
 from nas.measuring import DeviceBench
@@ -27,6 +27,17 @@ if TYPE_CHECKING:
     from nas.engine.study import WarmStarts
     from search_spaces.space import SearchSpace
     from search_spaces.subnet import SubnetConfig
+
+
+# Options that count something -> the least that they may be.
+_WHOLE = {
+    "num_trials": 1,
+    "workers": 1,
+    "sensitivity_evaluations": 0,
+    "uniform_starts": 0,
+    "allocated_starts": 0,
+    "max_retries": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -49,9 +60,8 @@ class SearchBench:
         self.bench = bench
         self.device = device
         self.settings = bench.config["search"]
-        number = self.settings["num_trials"]
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"`search.num_trials` must be a whole number >= 1, but got {number!r}.")
+        for name, least in _WHOLE.items():
+            whole_number(f"search.{name}", self.settings[name], least)
         self.directory = study_directory(bench)
 
     @cached_property

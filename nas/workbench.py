@@ -7,6 +7,7 @@ nothing else. `nas search` alone does whatever is missing and says what it reuse
 from __future__ import annotations
 
 import copy
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.config import build, check_arguments
+from nas.config import build, check_arguments, whole_number
 from nas.progress import Mode, Progress
 from nas.reports.data import StageTiming
 from nas.tasks.cache import content_key
@@ -46,7 +47,7 @@ class Workbench:
         self.config = config
         self.root = Path(config["root"])
         self.cache = self.root / "cache"
-        self.seed = int(config["seed"])
+        self.seed = whole_number("seed", config["seed"], 0)
         self.mode: Mode = config["progress"]
         self.timings: list[StageTiming] = []
         self.notes: list[str] = []
@@ -122,7 +123,12 @@ class Workbench:
         from latency_models.device import Device
 
         check_arguments(Device, self.config["device"])
-        return Device(**self.config["device"])
+        device = Device(**self.config["device"])
+        if device.transport == "local" and device.threads > (cores := os.cpu_count() or 1):
+            raise ValueError(
+                f"`device.threads` must be at most this machine's {cores} cores, but got {device.threads}."
+            )
+        return device
 
     # -- search space and supernet ----------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -32,6 +33,8 @@ SUBNET_FILE = "subnet.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "hwnas-subnet"
 VERSION = 1
+_RULES = {"int": "a whole number", "bool": "true or false", "str": "a text"}
+_POSITIVE = ("hidden_size", "num_blocks", "heads", "kv_heads", "head_dim", "ffn")
 _KEYS = {"format", "version", "architecture", "shape", "subnet", "metadata"}
 
 
@@ -148,6 +151,11 @@ def _shape(data: Any, directory: Path) -> ModelShape:
         found = set(data if isinstance(data, dict) else ())
         wrong = sorted((names - optional - found) | (found - names))
         raise ValueError(f"{directory / SUBNET_FILE}: `shape` has missing or unknown keys: {', '.join(wrong)}.")
+    for field in fields(ModelShape):
+        value = data.get(field.name, field.default)
+        if type(value).__name__ != field.type or (isinstance(value, int) and value < (field.name in _POSITIVE)):
+            rule = f"{_RULES[str(field.type)]}{' > 0' if field.name in _POSITIVE else ''}"
+            raise ValueError(f"{directory / SUBNET_FILE}: `shape.{field.name}` must be {rule}, but got {value!r}.")
     return ModelShape(**data)
 
 
@@ -159,7 +167,7 @@ def _empty_model(directory: Path, architecture: Any, shape: ModelShape, subnet: 
         raise ValueError(f"{directory / SUBNET_FILE}: {rule}, but got {architecture!r}.")
     try:
         config: Any = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassFieldValidationError) as error:
         raise ValueError(f"{directory}: config.json cannot be read ({error}).") from error
     if config.num_hidden_layers != subnet.depth:
         blocks = f"config.json has {config.num_hidden_layers} blocks"
@@ -170,7 +178,13 @@ def _empty_model(directory: Path, architecture: Any, shape: ModelShape, subnet: 
     layer_types = getattr(config, "layer_types", None)
     # Some families treat a block by its place in the whole model (ModernBERT's first has no norm before attention), so
     # all blocks are made and some are left out.
-    model = cls(whole(config, subnet_changes(family, shape, subnet, layer_types)))
+    changed = whole(config, subnet_changes(family, shape, subnet, layer_types))
+    try:
+        model = cls(changed)
+    except Exception as error:  # The class may stumble over anything in it.
+        raise ValueError(
+            f"{directory}: {architecture} cannot be made of its config.json ({type(error).__name__}: {error})."
+        ) from error
     shrink(model, subnet_changes(family, shape, subnet, layer_types, tied_stem(model)))
     return model
 
@@ -189,6 +203,8 @@ def _load_weights(model: Any, path: Path) -> None:
         if tensor.shape != expected[name].shape:
             found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
             raise ValueError(f"{path}: tensor {name!r} must be {wanted}, but got {found}.")
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise ValueError(f"{path}: tensor {name!r} must be of {expected[name].dtype}, but got {tensor.dtype}.")
     # Tied tensors are stored once, so what is missing must share memory with what is there.
     present = {expected[name].data_ptr() for name in tensors}
     if missing := sorted(name for name, t in expected.items() if name not in tensors and t.data_ptr() not in present):

@@ -83,7 +83,7 @@ class SubnetConfig:
     def __post_init__(self) -> None:
         if not self.blocks:
             raise ValueError("`blocks` must not be empty.")
-        if not isinstance(self.hidden_size, int) or self.hidden_size <= 0:
+        if type(self.hidden_size) is not int or self.hidden_size <= 0:
             raise ValueError(f"`hidden_size` must be a whole number > 0, but got {self.hidden_size!r}.")
 
     @property

@@ -47,6 +47,8 @@ class Objectives:
                 raise ValueError(f"`goals.{name}` must be minimize or maximize, but got {direction!r}.")
         for name, limit in self.constraints.items():
             parse_limit(name, limit)
+        if isinstance(self.confidence, bool) or not isinstance(self.confidence, int | float):
+            raise ValueError(f"`confidence` must be a number between 0 and 1, but got {self.confidence!r}.")
 
     def with_quality(self, metric: str, *, lower_is_better: bool = False) -> Objectives:
         """The same objectives with ``quality`` replaced by the name of the task's main metric.

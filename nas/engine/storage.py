@@ -6,7 +6,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,39 @@ from nas.engine.locks import FileLock
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-_PASSWORD = re.compile(r"(?P<head>[a-zA-Z][a-zA-Z0-9+.-]*://[^/@\s:]*):(?P<password>[^@\s]*)@")
+# Up to the last @, as passwords may hold @, / and blanks; but never into another URL, a quoted neighbour or a new line.
+# Hydra writes a backslash before the colons of a sweep's options.
+_PASSWORD = re.compile(r"(?P<head>[a-zA-Z][a-zA-Z0-9+.-]*\\?://[^/@\s:]*):(?:(?!://)[^\"'\n])*@")
+_PASSWORD_OPTION = re.compile(r"(?P<head>[?&](?:\w*password|passwd|pwd)\\?=)[^&\s\"']*", re.IGNORECASE)
 _OPENINGS = 6
 
 
 def hide_password(text: str) -> str:
     """The same text with the password of every URL in it replaced by ``***``."""
-    return _PASSWORD.sub(r"\g<head>:***@", text)
+    return _PASSWORD_OPTION.sub(r"\g<head>***", _PASSWORD.sub(r"\g<head>:***@", text))
+
+
+def hide_recorded_passwords(folders: Iterable[Path]) -> None:
+    """Hide the passwords in the YAML files of some folders, where Hydra records what it was asked for.
+
+    Args:
+        folders: Those that are not there are left out.
+    """
+    import yaml
+
+    for path in (path for folder in folders for path in folder.glob("*.yaml")):
+        # By value: in the text, a long one may go on in the next line.
+        recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if (hidden := _hidden(recorded)) != recorded:
+            path.write_text(yaml.safe_dump(hidden, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _hidden(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _hidden(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_hidden(item) for item in value]
+    return hide_password(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -111,7 +137,7 @@ class DatabaseStorage:
         if "://" not in self._url:
             raise ValueError(
                 f"storage: give `url` or set the environment variable {url_from}, e.g. "
-                f"postgresql+psycopg://user@host/name; got {hide_password(self._url)!r}."
+                "postgresql+psycopg://user@host/name; " + ("what was given has no ://." if self._url else "got none.")
             )
 
     def __repr__(self) -> str:

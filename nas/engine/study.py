@@ -92,8 +92,8 @@ def open_study(opened: Storage, settings: StudySettings) -> Study:
                 break
             if settings.on_change == "refuse":
                 raise StudyChangedError(
-                    f"study {name!r} was begun with other settings:\n  " + "\n  ".join(changed[:12]) + "\n"
-                    "Give it another name to begin a new one, or set `on_change=new`."
+                    f"study {name!r} was begun with other settings: {'; '.join(changed[:12])}. "
+                    "Give `study` another name to begin a new one, or set `search.on_change=new`."
                 )
             name = _next_name(name)
         else:

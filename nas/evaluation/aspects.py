@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from nas.config import suggestion
+from nas.engine.costs import KNOWN_COSTS
 from nas.evaluation.calibration import CALIBRATION
 from nas.evaluation.fairness import GAP, PREFIXES, RATES, RATIO, WORST, Fairness, group_metrics
 from nas.evaluation.intervals import Resampling
@@ -142,7 +143,8 @@ class NamedMetrics:
             known = [*given, *_CALIBRATION, *(f"{prefix}{self.task.quality}" for prefix in PREFIXES), *ROBUSTNESS]
             raise ValueError(
                 f"objectives: nothing is known by the name {name!r}; an evaluation gives "
-                f"{', '.join([*known, *_COUNTERFACTUAL])}.{suggestion(name, [*known, *_COUNTERFACTUAL])}"
+                f"{', '.join([*known, *_COUNTERFACTUAL])}; costs are {', '.join(KNOWN_COSTS)}."
+                f"{suggestion(name, [*known, *_COUNTERFACTUAL, *KNOWN_COSTS])}"
             )
 
 

@@ -266,6 +266,27 @@ def test_training_the_supernet_keeps_the_teacher(searched, root, capsys):
             "int8 blocks run on onnxruntime and tensorrt",
         ),
         (["search", "experiment=smoke", "root={root}", "study=g", "search.judge_in=int8"], "must be device or fp32"),
+        (
+            ["search", "experiment=smoke", "root={root}", "study=g", "device.threads=9999"],
+            "`device.threads` must be at most this machine's",
+        ),
+        (
+            ["search", "experiment=smoke", "root={root}", "study=g", "search.workers=a"],
+            "`search.workers` must be a whole number >= 1, but got 'a'",
+        ),
+        (
+            ["search", "experiment=smoke", "root={root}", "study=g", "search.uniform_starts=-1"],
+            "`search.uniform_starts` must be a whole number >= 0",
+        ),
+        (["search", "experiment=smoke", "root={root}", "seed=1.5"], "`seed` must be a whole number >= 0, but got 1.5"),
+        (
+            ["search", "experiment=smoke", "root={root}", "study=g", "objectives.confidence=a"],
+            "`confidence` must be a number",
+        ),
+        (
+            ["search", "experiment=smoke", "root={root}", "study=g", "objectives.constraints.latncy_ms=5"],
+            "Did you mean 'latency_ms'?",
+        ),
         (["search", "model.path=x"], "task.data.path"),
         (["report", "root={root}", "study=missing"], "`study` must be one of"),
         (["serach"], "Did you mean 'search'"),

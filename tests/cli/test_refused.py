@@ -40,6 +40,19 @@ def test_a_refused_job_of_a_sweep_leaves_no_folder(searched, root):
     assert not (root / JOURNAL).exists()
 
 
+@pytest.mark.parametrize("sweep", [[], ["-m", "seed=0,1"]])
+def test_no_file_keeps_the_password_of_a_storage(tmp_path, capsys, sweep):
+    url = "storage.url=postgresql+psycopg://me:s3cr3t@localhost:1/db"
+    asked = ["search", *sweep, "storage=postgresql", url, f"root={tmp_path}", "model.path=m", "task.data.path=x"]
+    assert run([*asked, "search.num_trials=0", *FAST]) == 2
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"config.yaml", "overrides.yaml"} <= {path.name for path in written}
+    assert bool(sweep) == ("multirun.yaml" in {path.name for path in written})
+    assert not [path for path in written if "s3cr3t" in path.read_text(encoding="utf-8")]
+    assert any("me:***@localhost" in path.read_text(encoding="utf-8") for path in written)
+    assert "s3cr3t" not in capsys.readouterr().err
+
+
 def test_a_graph_is_judged_beside_damaged_weights(searched, root, tmp_path, capsys):
     folder = next(path for path in (searched / "models").iterdir() if (path / "subnet.json").is_file())
     damaged = tmp_path / "damaged"

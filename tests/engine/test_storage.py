@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nas.engine.storage import DatabaseStorage
+from nas.engine.storage import DatabaseStorage, hide_password
 
 
 def test_a_database_whose_tables_another_worker_is_making_is_opened_a_moment_later(monkeypatch, tmp_path):
@@ -29,3 +29,28 @@ def test_a_database_whose_tables_another_worker_is_making_is_opened_a_moment_lat
     answers += [RuntimeError("it already exists")] * 99
     with pytest.raises(OSError, match="cannot open sqlite"):
         DatabaseStorage(url).open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql+psycopg://me:s3cr3t@host/db", "postgresql+psycopg://me:***@host/db"),
+        ("postgresql://me:p@s3cr3t@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:p/s3cr3t@host:5432/db", "postgresql://me:***@host:5432/db"),
+        ("postgresql://me:my s3cr3t@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://host/db?user=me&password=s3cr3t&port=1", "postgresql://host/db?user=me&password=***&port=1"),
+        ("a://me:s3cr3t@one and b://you:s3cr3t@two", "a://me:***@one and b://you:***@two"),
+        ('{"url": "a://me:s3cr3t@one", "mail": "me@two"}', '{"url": "a://me:***@one", "mail": "me@two"}'),
+        ("- storage.url=a://me:s3cr3t@one\n- mail=me@two", "- storage.url=a://me:***@one\n- mail=me@two"),
+        (r"url=a\://me\:s3cr3t@one\:1/db", r"url=a\://me\:***@one\:1/db"),
+        ("http://localhost:8080/me", "http://localhost:8080/me"),
+    ],
+)
+def test_passwords_of_any_form_are_hidden_and_nothing_else(text, shown):
+    assert hide_password(text) == shown
+
+
+def test_a_url_that_is_none_is_not_repeated():
+    with pytest.raises(ValueError, match="no ://") as raised:
+        DatabaseStorage("me:s3cr3t@host/db")
+    assert "s3cr3t" not in str(raised.value)

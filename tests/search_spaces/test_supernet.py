@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from search_spaces.calibrate import calibrate
@@ -224,6 +225,11 @@ def test_compensation_brings_the_block_closer_to_the_teacher(teacher, space, imp
         (lambda d: d["subnet"]["blocks"][0].update(colour=1), "unknown key 'colour'"),
         (lambda d: d["subnet"]["blocks"].pop(), "blocks"),
         (lambda d: d["shape"].pop("ffn"), "ffn"),
+        (lambda d: d["shape"].update(heads="4"), r"`shape\.heads` must be a whole number > 0, but got '4'"),
+        (lambda d: d["shape"].update(kv_heads=0), r"`shape\.kv_heads` must be a whole number > 0"),
+        (lambda d: d["shape"].update(gated=1), r"`shape\.gated` must be true or false"),
+        (lambda d: d["subnet"].update(hidden_size=True), "`hidden_size` must be a whole number"),
+        (lambda d: d.update(architecture="GPT2Model"), "GPT2Model cannot be made of its config.json"),
     ],
 )
 def test_a_damaged_description_names_file_and_rule(supernet, space, tmp_path, change, message):
@@ -232,6 +238,21 @@ def test_a_damaged_description_names_file_and_rule(supernet, space, tmp_path, ch
     description = json.loads(path.read_text())
     change(description)
     path.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=message):
+        load_subnet(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": "a"}, "config.json cannot be read"),
+        ({"num_attention_heads": 0}, "cannot be made of its config"),
+    ],
+)
+def test_a_damaged_configuration_names_the_folder(supernet, space, tmp_path, change, message):
+    save_subnet(supernet.extract(space.teacher), space.teacher, space.shape, tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=message):
         load_subnet(tmp_path / "m")
 
@@ -254,6 +275,14 @@ def test_damaged_weights_name_the_file(supernet, space, tmp_path):
         load_subnet(tmp_path / "m")
     with pytest.raises(ValueError, match=r"subnet\.json"):
         load_subnet(tmp_path)
+
+
+def test_weights_of_another_kind_of_number_are_refused(supernet, space, tmp_path):
+    save_subnet(supernet.extract(space.teacher), space.teacher, space.shape, tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    save_file({name: tensor.to(torch.int32) for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(ValueError, match=r"must be of torch\.float32, but got torch\.int32"):
+        load_subnet(tmp_path / "m")
 
 
 def test_weights_of_another_subnet_are_refused(supernet, space, tmp_path):
