@@ -268,7 +268,7 @@ def test_training_the_supernet_keeps_the_teacher(searched, root, capsys):
         (["search", "experiment=smoke", "root={root}", "study=g", "search.judge_in=int8"], "must be device or fp32"),
         (
             ["search", "experiment=smoke", "root={root}", "study=g", "device.threads=9999"],
-            "`device.threads` must be at most this machine's",
+            "`threads` must be at most this machine's",
         ),
         (
             ["search", "experiment=smoke", "root={root}", "study=g", "search.workers=a"],
