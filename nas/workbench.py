@@ -139,7 +139,8 @@ class Workbench:
 
         options = dict(self.config["space"])
         check_arguments(SearchSpace.from_choices, {"shape": None, **options})
-        options["overrides"] = {int(key): value for key, value in (options.get("overrides") or {}).items()}
+        own = dict(options.get("overrides") or {})
+        options["overrides"] = {int(key) if str(key).isdecimal() else key: value for key, value in own.items()}
         space = SearchSpace.from_choices(ModelShape.from_model(self.teacher), **options)
         found = for_device(space, self.device) if self.config.get("device") else space
         if found != space:

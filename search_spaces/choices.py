@@ -70,6 +70,26 @@ def check(
         raise ValueError(f"space: `overrides` names block {unknown[0]}, but the model has {shape.num_blocks}.")
 
 
+def check_kinds(choices: Any, per_block: Any, overrides: Any, round_to: Any, min_blocks: Any) -> None:
+    """What is wrong with a space as it stands in YAML, before anything is read of it.
+
+    Raises:
+        ValueError: Something is of another kind than it should be.
+    """
+    own = {f"overrides.{key}": value for key, value in overrides.items()} if isinstance(overrides, Mapping) else {}
+    for name, value in {"choices": choices, "overrides": overrides, "round_to": round_to, **own}.items():
+        if not isinstance(value, Mapping):
+            raise ValueError(f"space: `{name}` must be a mapping such as {{ffn: ...}}, but got {value!r}.")
+    if strange := [key for key in overrides if isinstance(key, bool) or not isinstance(key, int)]:
+        raise ValueError(f"space: `overrides` must name blocks by their numbers, but got {strange[0]!r}.")
+    if not isinstance(per_block, Sequence) or isinstance(per_block, str):
+        raise ValueError(f"space: `per_block` must be a list such as [heads, ffn], but got {per_block!r}.")
+    numbers = {f"round_to.{key}": value for key, value in round_to.items()} | {"min_blocks": min_blocks}
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or (value < 1 and name != "min_blocks"):
+            raise ValueError(f"space: `{name}` must be a whole number >= 1, but got {value!r}.")
+
+
 def resolve(shape: ModelShape, name: str, raw: Any, multiple: int) -> tuple[Choice, ...]:
     """Choices of one dimension, checked, without repeats, from least to most expensive.
 

@@ -19,7 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.canonical import canonical, canonical_table
-from search_spaces.choices import BLOCK_DIMENSIONS, MODEL_DIMENSIONS, SWITCHES, Choice, Dimension, check, resolve
+from search_spaces.choices import (
+    BLOCK_DIMENSIONS,
+    MODEL_DIMENSIONS,
+    SWITCHES,
+    Choice,
+    Dimension,
+    check,
+    check_kinds,
+    resolve,
+)
 from search_spaces.homogeneous import restrict
 from search_spaces.shapes import ModelShape
 from search_spaces.subnet import RANKS, BlockConfig, SubnetConfig, SubnetTable, saves
@@ -75,8 +84,9 @@ class SearchSpace:
         Raises:
             ValueError: A dimension is unknown, or a choice does not fit the teacher.
         """
+        check_kinds(choices, per_block, overrides or {}, round_to or {}, min_blocks)
         own = {index: dict(values) for index, values in (overrides or {}).items()}
-        check(shape, [choices, dict.fromkeys(per_block), *own.values()], own, per_block, min_blocks)
+        check(shape, [choices, dict.fromkeys(per_block), round_to or {}, *own.values()], own, per_block, min_blocks)
         dimensions: list[Dimension] = []
         for index in range(shape.num_blocks):
             for name in (*BLOCK_DIMENSIONS, *(MODEL_DIMENSIONS if index == 0 else ())):

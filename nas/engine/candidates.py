@@ -142,6 +142,9 @@ def pick(
         return min(front, key=lambda candidate: candidate.number_of(column))
     if not under:
         raise ValueError("pick: best_under needs a bound, such as under.latency_ms=12.")
+    for key, bound in under.items():
+        if isinstance(bound, bool) or not isinstance(bound, int | float):
+            raise ValueError(f"`under.{key}` must be a number, but got {bound!r}.")
     able = [c for c in front if all(c.number_of(key) <= bound for key, bound in under.items())]
     if not able:
         nearest = {key: min(c.number_of(key) for c in front) for key in under}

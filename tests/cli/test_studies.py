@@ -73,6 +73,8 @@ def test_damaged_files_of_a_study_are_named(searched, root, tmp_path, capsys):
     ("overrides", "message"),
     [
         (["study=nothing"], "`study` must be one of those below"),
+        (["study=smoke", "count=0"], "`count` must be a whole number >= 1, but got 0"),
+        (["study=smoke", "pick=best_under", "under.latency_ms=a"], "`under.latency_ms` must be a number, but got 'a'"),
         (["study=smoke", "pick=nicest"], "`pick` must be one of knee"),
         (["study=smoke", "pick=best_under"], "needs a bound, such as under.latency_ms=12"),
         (["study=smoke", "pick=99999"], "pick: trial 99999 is not on the front; those on it are"),

@@ -193,6 +193,26 @@ def test_other_settings_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"choices": 5}, "`choices` must be a mapping"),
+        ({"per_block": "heads"}, "`per_block` must be a list"),
+        ({"per_block": ["headz"]}, "unknown dimension 'headz'"),
+        ({"overrides": {"a": {"ffn": [64]}}}, "`overrides` must name blocks by their numbers, but got 'a'"),
+        ({"overrides": {0: 5}}, r"`overrides\.0` must be a mapping"),
+        ({"round_to": {"fnn": 16}}, "unknown dimension 'fnn'"),
+        ({"round_to": {"ffn": 0}}, r"`round_to\.ffn` must be a whole number >= 1, but got 0"),
+        ({"round_to": {"ffn": 1.5}}, r"`round_to\.ffn` must be a whole number >= 1"),
+        ({"round_to": {"ffn": "a"}}, r"`round_to\.ffn` must be a whole number >= 1"),
+        ({"min_blocks": "a"}, "`min_blocks` must be a whole number >= 1, but got 'a'"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SearchSpace.from_choices(SHAPE, **({"choices": {"ffn": [0.5, 1.0]}} | settings))
+
+
+@pytest.mark.parametrize(
     "data",
     [
         {"heads": 3, "kv_heads": 2, "ffn": 1},
