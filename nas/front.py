@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.config import build, whole_number
-from nas.engine.candidates import Candidate, candidates_of, pareto_front, pick, shown
+from nas.engine.candidates import Candidate, candidates_of, nearest_to_feasible, pareto_front, pick, shown
 from nas.engine.costs import ANALYTIC
 from nas.engine.errors import InfeasibleError
 from nas.engine.limits import Objectives
@@ -96,7 +96,8 @@ def read_front(
     front = pareto_front(found, objectives)
     if not front:
         ended = sum(trial.state.is_finished() for trial in trials)
-        raise InfeasibleError(f"study {name!r}: none of its {ended} finished trials keeps to all constraints.")
+        nearest = nearest_to_feasible(found)
+        raise InfeasibleError(f"study {name!r}: none of its {ended} trials keeps to all constraints; {nearest}.")
     return found, front, objectives
 
 

@@ -85,6 +85,7 @@ class DeviceBench:
         from latency_models.active import ActiveProfiling
         from latency_models.profile import DeviceProfile
         from latency_models.profiler import Profiler
+        from nas.judging import MIN_TRAINING_ROWS
         from nas.profiling import METERS, Profiling, remember, remembered
 
         bench, settings = self.bench, self.settings
@@ -103,6 +104,10 @@ class DeviceBench:
             bench.say(f"Reusing the profile {profile.path}: {len(profile.latest())} subnets.")
             with bench.stage("profile", reused=True):
                 return profile
+        if int(settings["num_subnets"]) < MIN_TRAINING_ROWS:
+            raise ValueError(
+                f"`profile.num_subnets` must be at least {MIN_TRAINING_ROWS}, but got {settings['num_subnets']}."
+            )
         check_arguments(Profiler, settings["protocol"])
         options = {"space": bench.space, "workload": bench.workload, "seed": bench.seed, **settings["active"]}
         check_arguments(ActiveProfiling, options)

@@ -190,7 +190,7 @@ class SearchBench:
 
     def run(self) -> Found:
         """Search until ``search.num_trials`` trials have ended, those of earlier runs counted."""
-        from nas.engine.candidates import pareto_front
+        from nas.engine.candidates import nearest_to_feasible, pareto_front
         from nas.engine.progress import LiveLine, load_trackers
         from nas.workers import WorkerTeam, share_cores, usable_cores
 
@@ -208,7 +208,10 @@ class SearchBench:
             raise KeyboardInterrupt
         front = pareto_front(candidates, self.objectives)
         if not front:
-            raise InfeasibleError("search: no evaluated subnet keeps to all constraints; loosen one of them.")
+            nearest = nearest_to_feasible(candidates)
+            raise InfeasibleError(
+                f"search: no evaluated subnet keeps to all constraints; {nearest}. Loosen one of them."
+            )
         return Found(candidates, front)
 
     def join(self) -> None:

@@ -7,6 +7,7 @@ nothing else. `nas search` alone does whatever is missing and says what it reuse
 from __future__ import annotations
 
 import copy
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -122,7 +123,12 @@ class Workbench:
         from latency_models.device import Device
 
         check_arguments(Device, self.config["device"])
-        return Device(**self.config["device"])
+        device = Device(**self.config["device"])
+        if device.transport == "local" and device.threads > (cores := os.cpu_count() or 1):
+            raise ValueError(
+                f"`device.threads` must be at most this machine's {cores} cores, but got {device.threads}."
+            )
+        return device
 
     # -- search space and supernet ----------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
@@ -105,21 +104,16 @@ def backend_entry(name: str) -> BackendEntry:
 
 
 def check_installed(device: Device) -> BackendEntry:
-    """Refuse a device of this machine whose runtime or whose cores are not there, before anything is done for it.
+    """Refuse a device of this machine whose runtime is not there, before anything is done for it.
 
     Raises:
         ValueError: There is no backend of that name.
-        BackendError: It is not installed, or more threads are asked for than there are cores.
+        BackendError: It is not installed.
     """
     entry = backend_entry(device.backend)
     if device.transport == "local" and all(library_version(name) is None for name in entry.distributions):
         raise BackendError(
             f"device {device.name!r}: {device.backend} is not installed; run `pip install {entry.install}`."
-        )
-    cores = os.cpu_count() or 1
-    if device.transport == "local" and device.threads > cores:
-        raise BackendError(
-            f"device {device.name!r}: `threads` must be at most this machine's {cores} cores, but got {device.threads}."
         )
     return entry
 

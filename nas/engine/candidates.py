@@ -28,7 +28,7 @@ class Candidate:
         metrics: Metric -> value, all that the evaluation gave.
         predicted: Cost -> (value, lower, upper).
         steps: Steps of distillation before the evaluation.
-        feasible: Whether every constraint holds.
+        violations: Constraint -> the share of its bound by which it is broken; those that hold are left out.
         origin: Where it came from: ``sampler``, or the name of a warm start.
     """
 
@@ -38,8 +38,13 @@ class Candidate:
     metrics: Mapping[str, float] = field(default_factory=dict)
     predicted: Predicted = field(default_factory=dict)
     steps: int = 0
-    feasible: bool = True
+    violations: Mapping[str, float] = field(default_factory=dict)
     origin: str = "sampler"
+
+    @property
+    def feasible(self) -> bool:
+        """Whether every constraint holds."""
+        return not self.violations
 
     @classmethod
     def from_trial(cls, trial: FrozenTrial, objectives: Objectives) -> Candidate:
@@ -52,7 +57,7 @@ class Candidate:
             metrics=dict(attributes["result"]["metrics"]),
             predicted={n: (float(v[0]), float(v[1]), float(v[2])) for n, v in attributes["predicted"].items()},
             steps=int(attributes.get("steps", 0)),
-            feasible=all(value <= 0 for value in trial.constraints.values()),
+            violations={name: float(value) for name, value in trial.constraints.items() if not value <= 0},
             origin=str(attributes.get("origin", "sampler")),
         )
 
@@ -79,6 +84,19 @@ def candidates_of(trials: Sequence[FrozenTrial], objectives: Objectives) -> list
         if before is None or candidate.steps > before.steps:
             best[candidate.subnet] = candidate
     return list(best.values())
+
+
+def nearest_to_feasible(candidates: Sequence[Candidate]) -> str:
+    """Of candidates that all break a constraint, the one that breaks its worst one least, for a person to read."""
+    if not candidates:
+        return "no trial was evaluated"
+    nearest = min(candidates, key=lambda candidate: max(candidate.violations.values(), default=0.0))
+    known = {**{name: values[0] for name, values in nearest.predicted.items()}, **nearest.metrics, **nearest.values}
+    broken = ", ".join(
+        f"{name}{f' {known[name]:.4g}' if name in known else ''} ({share:.0%} off its limit)"
+        for name, share in nearest.violations.items()
+    )
+    return f"trial {nearest.number} comes nearest, with {broken}"
 
 
 def losses_of(candidates: Sequence[Candidate], objectives: Objectives) -> Floats:

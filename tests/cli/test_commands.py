@@ -267,8 +267,12 @@ def test_training_the_supernet_keeps_the_teacher(searched, root, capsys):
         ),
         (["search", "experiment=smoke", "root={root}", "study=g", "search.judge_in=int8"], "must be device or fp32"),
         (
+            ["search", "experiment=smoke", "root={root}", "study=g", "profile.num_subnets=6"],
+            "`profile.num_subnets` must be at least 8, but got 6",
+        ),
+        (
             ["search", "experiment=smoke", "root={root}", "study=g", "device.threads=9999"],
-            "`threads` must be at most this machine's",
+            "`device.threads` must be at most this machine's",
         ),
         (
             ["search", "experiment=smoke", "root={root}", "study=g", "search.workers=a"],

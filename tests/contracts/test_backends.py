@@ -145,9 +145,3 @@ def test_a_backend_that_is_not_installed_says_what_installs_it(monkeypatch):
     monkeypatch.setattr("latency_models.backends.base.library_version", lambda name: None)
     with pytest.raises(BackendError, match=r"openvino is not installed; run `pip install hwnas\[openvino\]`"):
         make_backend(Device("x", "openvino"))
-
-
-@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
-def test_more_threads_than_cores_are_refused(backend):
-    with pytest.raises(BackendError, match=r"`threads` must be at most this machine's \d+ cores, but got 9999"):
-        make_backend(Device("x", backend, threads=9999))

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from nas.engine.candidates import Candidate, nearest_to_feasible
 from nas.engine.pareto import beaten, crowding, domination_ranks, hypervolume, knee, non_dominated, spread
+from search_spaces.subnet import BlockConfig, SubnetConfig
 
 POINTS = st.integers(2, 3).flatmap(
     lambda goals: arrays(np.float64, st.tuples(st.integers(1, 12), st.just(goals)), elements=st.integers(0, 6))
@@ -62,3 +64,18 @@ def test_spread_keeps_the_ends_and_the_knee_is_between():
     assert {0, 3} <= set(chosen)
     assert len(chosen) == 3
     assert crowding(losses)[[0, 3]].tolist() == [np.inf, np.inf]
+
+
+def test_where_nothing_keeps_to_the_constraints_the_nearest_is_told():
+    subnet = SubnetConfig((BlockConfig(4, 4, 64),), 32)
+    found = [
+        Candidate(3, subnet, {"cosine": 0.5}, {"cosine": 0.5}, violations={"cosine": 0.75}),
+        Candidate(7, subnet, {"cosine": 0.9}, {"cosine": 0.9}, violations={"cosine": 0.55, "ece": 0.1}),
+    ]
+    assert not any(candidate.feasible for candidate in found)
+    assert nearest_to_feasible(found[:1]) == "trial 3 comes nearest, with cosine 0.5 (75% off its limit)"
+    assert (
+        nearest_to_feasible(found)
+        == "trial 7 comes nearest, with cosine 0.9 (55% off its limit), ece (10% off its limit)"
+    )
+    assert "no trial" in nearest_to_feasible([])
