@@ -193,7 +193,12 @@ def transfers(tables: list[Measurements], seeds: int) -> Iterator[Result]:
         text = f"MAPE {mean[0]:.2f} % with transfer, {mean[1]:.2f} % without"
         yield Result(f"transfer to {new.name} n={TRANSFER_ROWS}", ratios[-1], "x", seeds, anchor=text)
     yield Result(
-        f"transfer, mean over devices n={TRANSFER_ROWS}", float(np.mean(ratios)), "x", len(ratios), max(ratios)
+        f"transfer, mean over devices n={TRANSFER_ROWS}",
+        float(np.mean(ratios)),
+        "x",
+        len(ratios),
+        min(ratios),
+        max(ratios),
     )
 
 

@@ -40,7 +40,7 @@ def results(name: str, starts: Sequence[str]) -> str:
         raise ValueError(f"benchmarks/results/{name}.json: has no claim that begins with {' or '.join(starts)}.")
     lines = ["| measured | value | range | n |", "|---|---|---|---|"]
     for row in found:
-        spread = "" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g}"
+        spread = " to ".join(f"{row[end]:.4g}" for end in ("low", "high") if row[end] is not None)
         lines.append(f"| {row['claim']} | {row['value']:.4g} {row['unit']} | {spread} | {row['n']} |")
     return "\n".join(lines)
 
