@@ -22,7 +22,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -243,12 +243,14 @@ def main() -> int:
         metavar="NAME",
         help="run these alone, and replace their rows in what was written before",
     )
+    arguments.add_argument("--evaluations", type=int, default=500, help="at most so many in a run")
     options = arguments.parse_args()
     warnings.simplefilter("ignore")  # Samplers of Optuna that are marked experimental.
     tables = sorted((options.data / "hwgpt").glob("table_*.csv.gz")) if options.data else []
     if not tables:
         print("skipped: --data DIR must hold hwgpt/table_*.csv.gz of HW-GPT-Bench")
         return 0
+    name = "search_engines_quick" if options.quick else "search_engines"
     results = overhead(quick=options.quick) if not options.engines or "overhead" in options.engines else []
     common.show(results)
     for path in tables:
@@ -258,12 +260,13 @@ def main() -> int:
             problems = {seed: Problem.make(table, column, seed) for seed in range(1 if options.quick else 10)}
             for mode in ("pool", "snap"):
                 wanted = {
-                    name: plan
+                    name: replace(plan, evaluations=min(plan.evaluations, options.evaluations))
                     for name, plan in plans(mode, column, quick=options.quick).items()
                     if not options.engines or name in options.engines
                 }
                 results += block(problems, column, mode, wanted, context, quick=options.quick)
-    name = "search_engines_quick" if options.quick else "search_engines"
+                if options.engines and wanted:  # At once: the next column may take half an hour.
+                    common.write(name, common.merged(name, results, options.output), options.output)
     if options.engines:
         results = common.merged(name, results, options.output)
     common.show(results)
