@@ -8,18 +8,15 @@ Writes benchmarks/results/spine.json.
 
 from __future__ import annotations
 
-import itertools
-import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import common
 from common import Result
+from search_overhead import overhead
 
 
 def main() -> int:
@@ -46,7 +43,7 @@ def main() -> int:
     study = "quickstart-quick" if options.quick else "quickstart"
     name = "whole run" if options.seconds is None else "make demo, installation and download included"
     found = figures(options.root / study)
-    rows = [Result(name, seconds, "s", 1, context=found[0].context), *found, *overhead()]
+    rows = [Result(name, seconds, "s", 1, context=found[0].context), *found, *overhead(quick=options.quick)]
     common.show(rows)
     print(table(options.root / study))
     print(common.write("spine_quick" if options.quick else "spine", rows, options.output))
@@ -113,52 +110,6 @@ def table(directory: Path) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def overhead(trials: int = 60) -> list[Result]:
-    """What the engine costs a trial beside its evaluation, on the default storage."""
-    import optuna
-    from transformers import BertConfig, BertModel
-
-    from nas.engine.costs import SubnetCosts
-    from nas.engine.limits import Objectives
-    from nas.engine.objective import Objective
-    from nas.engine.samplers import bind
-    from nas.engine.search import Search
-    from search_spaces.shapes import ModelShape
-    from search_spaces.space import SearchSpace
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
-    shape = ModelShape.from_model(BertModel(BertConfig(num_hidden_layers=10, **sizes)))
-    choices = {"heads": [1, 2, 3, 4], "ffn": [16, 32, 48, 64], "skip": [False, True], "rank_qkv": [0, 4]}
-    space = SearchSpace.from_choices(shape, choices)
-    objectives = Objectives({"quality": "maximize", "macs": "minimize"})
-    costs, stamps = SubnetCosts(space), [time.perf_counter()]
-
-    def evaluate(subnet: Any, _steps: int) -> dict[str, float]:
-        stamps.append(time.perf_counter())
-        return {"quality": float(sum(block.heads for block in subnet.blocks))}
-
-    objective = Objective(space, costs, evaluate, objectives)
-    with tempfile.TemporaryDirectory() as folder:
-        sampler = bind(optuna.samplers.RandomSampler(seed=0), space, costs, (), objectives)
-        Search(folder, "overhead", objective, sampler, trials).run()
-    steps = [1000 * (b - a) for a, b in itertools.pairwise(stamps[1:])]
-    spread = statistics.quantiles(steps, n=20)
-    context = {**common.machine(threads=1), "parameters": len(space.dimensions), "sampler": "random"}
-    return [
-        Result(
-            "engine overhead per trial",
-            statistics.median(steps),
-            "ms",
-            len(steps),
-            spread[0],
-            spread[-1],
-            "40 parameters, journal file: 20 ms of storage alone",
-            context,
-        )
-    ]
 
 
 if __name__ == "__main__":

@@ -188,3 +188,15 @@ def _gpu() -> dict[str, str]:
     if driver.is_file() and (match := re.search(r"\b(\d+\.\d+(?:\.\d+)?)\b", driver.read_text(errors="replace"))):
         found["gpu_driver"] = match[1]
     return found
+
+
+def check_cores(device: Device) -> Device:
+    """The same device, once this machine is known to have a core for each of its threads; others' are not known.
+
+    Raises:
+        ValueError: It is a device of this machine and has more threads than there are cores.
+    """
+    cores = os.cpu_count() or 1
+    if device.transport == "local" and device.threads > cores:
+        raise ValueError(f"`device.threads` must be at most this machine's {cores} cores, but got {device.threads}.")
+    return device

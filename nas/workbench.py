@@ -7,7 +7,6 @@ nothing else. `nas search` alone does whatever is missing and says what it reuse
 from __future__ import annotations
 
 import copy
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -120,15 +119,10 @@ class Workbench:
     @cached_property
     def device(self) -> Device:
         """The target device."""
-        from latency_models.device import Device
+        from latency_models.device import Device, check_cores
 
         check_arguments(Device, self.config["device"])
-        device = Device(**self.config["device"])
-        if device.transport == "local" and device.threads > (cores := os.cpu_count() or 1):
-            raise ValueError(
-                f"`device.threads` must be at most this machine's {cores} cores, but got {device.threads}."
-            )
-        return device
+        return check_cores(Device(**self.config["device"]))
 
     # -- search space and supernet ----------------------------------------------------------------------------------
 
@@ -308,6 +302,4 @@ def _set_threads(threads: int | None) -> None:
     if threads is not None:
         import torch
 
-        if threads < 1:
-            raise ValueError(f"`torch_threads` must be at least 1, but got {threads}.")
-        torch.set_num_threads(threads)
+        torch.set_num_threads(whole_number("torch_threads", threads, 1))

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import product
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -119,10 +120,8 @@ class SearchSpace:
         Raises:
             ValueError: A subnet is not in the space.
         """
-        rows = np.zeros((len(subnets), len(self.dimensions)), dtype=np.int64)
-        for row, subnet in zip(rows, subnets, strict=True):
-            row[:] = self._levels(subnet)
-        return rows
+        rows = [self._levels(subnet) for subnet in subnets]
+        return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.dimensions))
 
     def parameters(self, subnet: SubnetConfig) -> dict[str, int]:
         """The subnet as the parameters of an Optuna trial, for `study.enqueue_trial`."""
@@ -226,10 +225,7 @@ class SearchSpace:
     @property
     def size(self) -> int:
         """How many combinations of choices there are (equal architectures written differently counted each)."""
-        total = 1
-        for dimension in self.dimensions:
-            total *= len(dimension.choices)
-        return total
+        return prod(len(dimension.choices) for dimension in self.dimensions)
 
     def without(self, name: str) -> SearchSpace:
         """The space in which a dimension does not vary."""

@@ -136,22 +136,33 @@ def distil(
             _set_learning_rate(optimizer, training, spent, len(losses), steps)
             outputs, targets, batch = _outputs(model, task, teacher, distiller, training.precision, split, rows)
             loss = distiller(outputs, targets, batch, blocks)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
             losses.append(loss.item())
-            if not torch.isfinite(loss) or not torch.isfinite(norm):
-                raise FloatingPointError(
-                    f"the loss must stay finite, but is {losses[-1]} with gradient norm {norm.item()} at step "
-                    f"{len(losses)}. Lower `learning_rate` (now {training.learning_rate}) or give a longer `warmup`."
-                )
-            optimizer.step()
+            _descend(optimizer, loss, parameters, training, len(losses))
             if progress is not None:
                 progress.advance(text=f"loss {losses[-1]:.4f}")
     finally:
         model.requires_grad_(True)  # noqa: FBT003  (torch's own signature.)
         model.zero_grad(set_to_none=True)
     return Trained(tuple(losses), time.monotonic() - started)
+
+
+def _descend(
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    parameters: list[nn.Parameter],
+    training: TrainSettings,
+    step: int,
+) -> None:
+    """One step against the gradient of a loss, refused where it is not finite."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
+    if not torch.isfinite(loss) or not torch.isfinite(norm):
+        raise FloatingPointError(
+            f"the loss must stay finite, but is {loss.item()} with gradient norm {norm.item()} at step {step}. "
+            f"Lower `learning_rate` (now {training.learning_rate}) or give a longer `warmup`."
+        )
+    optimizer.step()
 
 
 def _outputs(

@@ -61,16 +61,20 @@ class Candidate:
             origin=str(attributes.get("origin", "sampler")),
         )
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Predicted values, metrics and goals by name."""
+        return {**{name: values[0] for name, values in self.predicted.items()}, **self.metrics, **self.values}
+
     def number_of(self, name: str) -> float:
         """A goal's value, a metric or a predicted value, by name.
 
         Raises:
             ValueError: There is none of that name.
         """
-        known = {**{n: v[0] for n, v in self.predicted.items()}, **self.metrics, **self.values}
-        if name not in known:
-            raise ValueError(f"A candidate has no {name!r}; it has {', '.join(sorted(known))}.")
-        return known[name]
+        if name not in self.numbers:
+            raise ValueError(f"A candidate has no {name!r}; it has {', '.join(sorted(self.numbers))}.")
+        return self.numbers[name]
 
 
 def candidates_of(trials: Sequence[FrozenTrial], objectives: Objectives) -> list[Candidate]:
@@ -91,7 +95,7 @@ def nearest_to_feasible(candidates: Sequence[Candidate]) -> str:
     if not candidates:
         return "no trial was evaluated"
     nearest = min(candidates, key=lambda candidate: max(candidate.violations.values(), default=0.0))
-    known = {**{name: values[0] for name, values in nearest.predicted.items()}, **nearest.metrics, **nearest.values}
+    known = nearest.numbers
     broken = ", ".join(
         f"{name}{f' {known[name]:.4g}' if name in known else ''} ({share:.0%} off its limit)"
         for name, share in nearest.violations.items()

@@ -90,8 +90,7 @@ def export_candidate(
             folder and its checks, before it gets its name.
         formats: Of `nas.export.artefacts.FORMATS`: what to write.
         precisions: Of `nas.export.artefacts.PRECISIONS`: in which each runtime's files are written.
-        graph: The deployed model's fp32 graph where it was made already; exported here otherwise. It is verified like
-            any other.
+        graph: The deployed model's fp32 graph where it was made already; it is verified like any other.
         calibration_samples: Samples of the calibration split that static scales are taken from.
         metadata: Further names and texts for the files' own metadata.
         device: Where TensorRT builds its engines.

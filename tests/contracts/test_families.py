@@ -95,6 +95,30 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> bool:
     return float((a - b).abs().max()) <= tolerance * float(b.abs().max())
 
 
+def check_deployed(it: Made, subnet: SubnetConfig, folder: Path, ours: set[str]) -> None:
+    """Activated computes as extracted, and extracted as loaded, bit for bit; of our modules it has these alone."""
+    it.supernet.activate(subnet)
+    active = it.run(it.supernet.model)
+    model = it.supernet.extract(subnet)
+    assert {type(m).__name__ for m in model.modules() if type(m).__module__.startswith("search_spaces")} <= ours
+    assert active.shape == it.run(it.teacher).shape
+    assert close(it.run(model), active)
+    save_subnet(model, subnet, it.space.shape, folder)
+    loaded = load_subnet(folder)
+    assert torch.equal(it.run(loaded), it.run(model))
+    assert {n: p.shape for n, p in loaded.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+
+
+def check_costs(it: Made, subnet: SubnetConfig, length: int) -> None:
+    """Parameters and MACs are those that are counted on the extracted model."""
+    model = it.supernet.extract(subnet)
+    found = costs(it.space.shape, [subnet], Workload(sequence_length=length))
+    assert found.parameters[0] == sum(p.numel() for p in model.parameters())
+    assert found.block_parameters[0] == sum(p.numel() for p in blocks_of(model).parameters())
+    assert found.weight_bytes[0] == 4 * found.parameters[0]
+    assert found.macs[0] == counted_macs(model, example(model, length))
+
+
 SEEDS = st.integers(0, 2**31)
 
 
@@ -132,29 +156,13 @@ class TestFamily:
     @given(seed=SEEDS)
     def test_activated_equals_extracted_equals_loaded(self, model_type, tmp_path, seed):
         it = made(model_type)
-        subnet = drawn(it.space, seed)
-        it.supernet.activate(subnet)
-        active = it.run(it.supernet.model)
-        model = it.supernet.extract(subnet)
-        ours = {type(m).__name__ for m in model.modules() if type(m).__module__.startswith("search_spaces")}
-        assert ours <= {"Absent", "Constant"}
-        assert close(it.run(model), active)
-        save_subnet(model, subnet, it.space.shape, tmp_path / "model")
-        loaded = load_subnet(tmp_path / "model")
-        assert torch.equal(it.run(loaded), it.run(model))
-        assert {n: p.shape for n, p in loaded.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+        check_deployed(it, drawn(it.space, seed), tmp_path / "model", {"Absent", "Constant"})
 
     @FAST
     @given(seed=SEEDS)
     def test_costs_are_counted_ones(self, model_type, seed):
         it = made(model_type)
-        subnet = drawn(it.space, seed)
-        model = it.supernet.extract(subnet)
-        length = 10 if model_type == "vit" else 24
-        found = costs(it.space.shape, [subnet], Workload(sequence_length=length))
-        assert found.parameters[0] == sum(p.numel() for p in model.parameters())
-        assert found.block_parameters[0] == sum(p.numel() for p in blocks_of(model).parameters())
-        assert found.macs[0] == counted_macs(model, example(model, length))
+        check_costs(it, drawn(it.space, seed), 10 if model_type == "vit" else 24)
 
     @FAST
     @given(seed=SEEDS)

@@ -15,8 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from search_spaces.calibrate import calibrate, check_size, count_steps, library_gb
 from search_spaces.checkpoint import load_subnet, save_subnet
-from search_spaces.cost import Workload, cost, costs
-from search_spaces.counting import example
+from search_spaces.cost import cost
 from search_spaces.fake_quantize import fake_quantized
 from search_spaces.families import blocks_of, family_of
 from search_spaces.modeling_subnet import Columns
@@ -30,8 +29,9 @@ from tests.contracts.test_families import (
     MODEL_TYPES,
     SEEDS,
     Made,
+    check_costs,
+    check_deployed,
     close,
-    counted_macs,
     different_windows,
     drawn,
 )
@@ -95,30 +95,13 @@ class TestHiddenSize:
     def test_activated_equals_extracted_equals_loaded(self, model_type, tmp_path, seed):
         it = narrow(model_type)
         subnet = replace(drawn(it.space, seed), hidden_size=16)
-        it.supernet.activate(subnet)
-        active = it.run(it.supernet.model)
-        model = it.supernet.extract(subnet)
-        ours = {type(m).__name__ for m in model.modules() if type(m).__module__.startswith("search_spaces")}
-        assert ours <= {"Absent", "Constant", "Columns"}
-        assert active.shape == it.run(it.teacher).shape
-        assert close(it.run(model), active)
-        save_subnet(model, subnet, it.space.shape, tmp_path / "model")
-        loaded = load_subnet(tmp_path / "model")
-        assert torch.equal(it.run(loaded), it.run(model))
-        assert {n: p.shape for n, p in loaded.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+        check_deployed(it, subnet, tmp_path / "model", {"Absent", "Constant", "Columns"})
 
     @FAST
     @given(seed=SEEDS)
     def test_costs_are_counted_ones(self, model_type, seed):
         it = narrow(model_type)
-        subnet = drawn(it.space, seed)
-        model = it.supernet.extract(subnet)
-        length = 10 if model_type == "vit" else 24
-        found = costs(it.space.shape, [subnet], Workload(sequence_length=length))
-        assert found.parameters[0] == sum(p.numel() for p in model.parameters())
-        assert found.block_parameters[0] == sum(p.numel() for p in blocks_of(model).parameters())
-        assert found.weight_bytes[0] == 4 * found.parameters[0]
-        assert found.macs[0] == counted_macs(model, example(model, length))
+        check_costs(it, drawn(it.space, seed), 10 if model_type == "vit" else 24)
 
     @FAST
     @given(seed=SEEDS)
