@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,13 +134,26 @@ def _run_hydra(command: str, overrides: list[str]) -> None:
     sys.argv = [f"nas {command}", *multirun, f"hydra.job.name={command}", *others]
     failures: list[Exception] = []
     swept = swept_keys([text for text in others if not text.startswith("-")]) if multirun else None
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(
-        _task_function(command, failures, os.getpid(), swept)
-    )()
+    task = _task_function(command, failures, os.getpid(), swept)
+    with _closing_logs():
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(task)()
     for error in failures[:-1]:
         _fail(_one_line(error))
     if failures:
         raise failures[-1]
+
+
+@contextmanager
+def _closing_logs() -> Iterator[None]:
+    """Close the log file that Hydra leaves open: who calls `run` may live longer than the command."""
+    root = logging.getLogger()
+    before = set(root.handlers)
+    try:
+        yield
+    finally:
+        for handler in set(root.handlers) - before:
+            root.removeHandler(handler)
+            handler.close()
 
 
 def _task_function(

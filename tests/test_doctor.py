@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from importlib import metadata
 
@@ -72,6 +73,9 @@ def test_the_command_tells_and_fails_with_one_line(monkeypatch, tmp_path, capsys
     monkeypatch.setattr(doctor, "check_devices", lambda _: iter(()))
     assert run(["doctor", f"root={tmp_path}", "progress=quiet"]) == 0
     assert "0 problems" in capsys.readouterr().out
+    assert not [one for one in logging.getLogger().handlers if isinstance(one, logging.FileHandler)], (
+        "Hydra's log is closed"
+    )
     monkeypatch.setattr(doctor, "check_machine", broken)
     assert run(["doctor", f"root={tmp_path}", "progress=quiet"]) == 1
     said = capsys.readouterr()
