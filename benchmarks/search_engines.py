@@ -8,10 +8,11 @@ latency is what a predictor says that was fitted to 100 rows. What counts is the
 evaluated rows, both scaled to the table, as a share of the hypervolume of the table's own front.
 
 ``snap``: the space is far larger than the table, so a proposal is snapped to the nearest unseen row, the same way for
-every engine: the row's values are told under the row's own parameters, and the proposal stays unanswered. ``pool``: the
-engines that can choose from given candidates choose from the rows.
+every engine: the row's values are told under the row's own parameters, and the proposal itself is told to have failed,
+as it would be if there were no such subnet. ``pool``: the engines that can choose from given candidates choose from the
+rows.
 
-GP is Optuna's most costly sampler (about a second a proposal), so it has fewer seeds. Syne Tune is optional: ``pip
+GP is Optuna's most costly sampler (about two seconds a proposal), so it has fewer seeds. Syne Tune is optional: ``pip
 install --no-deps syne-tune``. The file also times the engine itself on a trivial evaluation: everything that a trial
 costs beside its evaluation.
 """
@@ -67,18 +68,22 @@ class OptunaEngine:
             for name, count in zip(TableLandscape.parameters, TableLandscape.counts, strict=True)
         }
         self._attributes: dict[str, Any] = {}
+        self._asked = -1
 
     def propose(self) -> Levels:
-        """Ask the study; the trial stays open."""
+        """Ask the study."""
         trial = self.study.ask(self.space)
+        self._asked = trial.number
+        trial.set_user_attr("reason", "not in the table")
         # NSGA-II knows its generations by these.
         self._attributes = self.study.get_trials(deepcopy=False)[trial.number].system_attrs
         return np.array([trial.params[name] for name in self.space], dtype=np.int64)
 
     def tell(self, levels: Levels, values: tuple[float, float]) -> None:
-        """Add the row as a trial of its own."""
+        """The proposal has failed; the row is a trial of its own."""
         import optuna
 
+        self.study.tell(self._asked, state=optuna.trial.TrialState.FAIL)
         self.study.add_trial(
             optuna.trial.create_trial(
                 params=dict(zip(self.space, np.maximum(levels, 0).tolist(), strict=True)),
@@ -177,7 +182,7 @@ def plans(mode: str, column: str, *, quick: bool) -> dict[str, Plan]:
         "random": Plan(_optuna("RandomSampler"), most, seeds),
         "tpe": Plan(_optuna("TPESampler", multivariate=True), most, seeds),
         "nsga2": Plan(_optuna("NSGAIISampler", population_size=30), most, seeds),
-        "gp": Plan(_optuna("GPSampler", deterministic_objective=True), 12 if quick else most, 1),
+        "gp": Plan(_optuna("GPSampler", deterministic_objective=True), 12 if quick else most, min(seeds, 3)),
     }
     try:
         import syne_tune  # noqa: F401

@@ -62,7 +62,10 @@ def find_type(name: str) -> Callable[..., Any]:
             found = getattr(importlib.import_module(module_name), name, None)
             if inspect.isclass(found):
                 return _member(module_name, name)
-    known = [*TYPES, *(f"any class of {module}" for module, _ in OPEN_MODULES)]
+    # Of a kind that the name gives away, only those of the kind are worth naming.
+    kinds = [suffix for _, suffix in OPEN_MODULES if str(name).endswith(suffix)] or [""]
+    known = [known for known in TYPES if known.endswith(kinds[0])]
+    known += [f"any class of {module}" for module, suffix in OPEN_MODULES if suffix.endswith(kinds[0])]
     raise ConfigError(f"`name` must be one of {', '.join(known)}, but got {name!r}.{suggestion(name, TYPES)}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nas.engine.costs import Predicts, SubnetCosts
     from nas.engine.limits import Limit, Objectives
     from nas.engine.progress import Tracker
+    from nas.engine.rungs import Fidelities
     from nas.engine.search import Search
     from nas.engine.sensitivity import Sensitivity
     from nas.engine.study import WarmStarts
@@ -62,7 +63,22 @@ class SearchBench:
         self.settings = bench.config["search"]
         for name, least in _WHOLE.items():
             whole_number(f"search.{name}", self.settings[name], least)
+        # Built at once, so that a mistake is told before anything is measured.
+        self.storage, self.fidelities = build(bench.config["storage"]), self._fidelities()
+        build(bench.config["sampler"])
         self.directory = study_directory(bench)
+
+    def _fidelities(self) -> Fidelities:
+        from nas.engine.rungs import Fidelities
+
+        settings = self.settings
+        if settings["pruner"] and not isinstance(settings["pruner"], Mapping):
+            raise ValueError(
+                "`search.pruner` must be null or a mapping such as {name: MedianPruner}, "
+                f"but got {settings['pruner']!r}: search.pruner={{name:{settings['pruner']}}}"
+            )
+        pruner = build(settings["pruner"]) if settings["pruner"] else None
+        return Fidelities(tuple(settings["rungs"]), int(settings["reduction_factor"]), pruner)
 
     @cached_property
     def objectives(self) -> Objectives:
@@ -232,7 +248,6 @@ class SearchBench:
         import optuna
 
         from nas.engine.objective import Objective
-        from nas.engine.rungs import Fidelities
         from nas.engine.samplers import bind
         from nas.engine.search import Search
 
@@ -241,14 +256,13 @@ class SearchBench:
         sampler = build(bench.config["sampler"])
         if fresh_chance:
             sampler.reseed_rng()
-        pruner = build(settings["pruner"]) if settings["pruner"] else None
         return Search(
             self.directory,
             bench.config["study"],
             Objective(self.space, self.costs, self.evaluate, self.objectives, self.limits, self.cache),
             bind(sampler, self.space, self.costs, self.limits, self.objectives, seed=bench.seed),
             int(settings["num_trials"]),
-            storage=build(bench.config["storage"]),
+            storage=self.storage,
             warm_start=warm_start,
             context={
                 "task": bench.config["task"],
@@ -259,7 +273,7 @@ class SearchBench:
                 **({} if bench.judged_precision == "fp32" else {"judged in": bench.judged_precision}),
             },
             on_change=settings["on_change"],
-            fidelities=Fidelities(tuple(settings["rungs"]), int(settings["reduction_factor"]), pruner),
+            fidelities=self.fidelities,
             max_failure_share=float(settings["max_failure_share"]),
             max_retries=int(settings["max_retries"]),
             trial_timeout_s=settings["trial_timeout_s"],
@@ -283,6 +297,5 @@ class SearchBench:
         """
         from nas.front import read_front
 
-        storage = build(self.bench.config["storage"])
-        candidates, front, _ = read_front(storage, str(self.bench.config["study"]), self.directory)
+        candidates, front, _ = read_front(self.storage, str(self.bench.config["study"]), self.directory)
         return Found(candidates, front)

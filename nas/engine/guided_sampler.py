@@ -12,7 +12,7 @@ from optuna.samplers import BaseSampler
 
 from nas.engine.costs import SubnetCosts
 from nas.engine.feasibility import least_violating
-from nas.engine.guided import Floats, Guide, Levels, Observations, farthest, offspring
+from nas.engine.guided import Floats, Guide, Levels, Observations, chance_to_complete, farthest, offspring
 from nas.engine.landscape import Landscape, Outcome, SubnetLandscape
 from nas.engine.limits import Limit, Objectives
 from nas.engine.pareto import non_dominated
@@ -32,7 +32,8 @@ class GuidedSampler(BaseSampler):
     Quality is modelled from the study so far (`surrogate.Surrogate`, one per metric), costs are taken from their
     predictors, and candidates are bred from the front and drawn at random; a space of few thousand subnets is gone
     through whole. Only canonical, unseen and feasible subnets are proposed; subnets that are being evaluated by other
-    workers are known to it. The same study and seed give the same proposal, also after an interruption.
+    workers are known to it, and what lies near failed ones is proposed less. The same study and seed give the same
+    proposal, also after an interruption.
 
     Args:
         startup_trials: Evaluations, warm start included, before the model is used; until then, random subnets are
@@ -133,11 +134,11 @@ class GuidedSampler(BaseSampler):
             first: Levels = pool.levels[pool.left[farthest(*world.spread(pool, seen))]]
             return first
         world.guide.observe(seen)
-        best = world.guide.best(pool.rows, pool.losses, generator, 10, pool.left)
+        best = world.best(pool, generator, 10)
         if not pool.complete:
             pool = pool.take(best)
             pool = pool.joined(world.fresh(offspring(pool.levels, world.counts, self.candidates // 4, generator)))
-            best = world.guide.best(pool.rows, pool.losses, generator)
+            best = world.best(pool, generator)
         chosen: Levels = pool.levels[best[0]]
         return chosen
 
@@ -196,6 +197,7 @@ class _World:
         self._candidates: dict[int, _Candidate] = {}
         self._outcomes: dict[int, tuple[int, Outcome]] = {}  # With the steps of distillation.
         self._running: list[int] = []
+        self._failed: set[int] = set()
         self._every: tuple[dict[bytes, int], _Pool] | None = None
         self.levels: Levels = np.zeros((0, len(self.counts)), dtype=np.int64)
 
@@ -204,7 +206,7 @@ class _World:
         self._running = []
         for trial in trials:
             number = trial.number
-            if number == besides or number in self._outcomes:
+            if number == besides or number in self._outcomes or number in self._failed:
                 continue
             if abandoned(trial):
                 self._candidates.pop(number, None)
@@ -214,6 +216,8 @@ class _World:
                 elif trial.state.name == "COMPLETE":
                     steps = int(trial.user_attrs.get("steps", 0))
                     self._outcomes[number] = steps, self.landscape.outcome_of(trial)
+                elif trial.state.name == "FAIL":
+                    self._failed.add(number)
 
     def _meet(self, trial: FrozenTrial) -> bool:
         """Remember a trial's candidate, once it has one."""
@@ -280,6 +284,13 @@ class _World:
         unseen = np.ones(len(every.levels), dtype=bool)
         unseen[[places[key] for key in self._seen() if key in places]] = False
         return replace(every, left=np.flatnonzero(unseen))
+
+    def best(self, pool: _Pool, generator: np.random.Generator, count: int = 1) -> NDArray[np.intp]:
+        """Where in a pool the unseen candidates are that promise most, those with failed neighbours less."""
+        failed = np.array([self._candidates[number].levels for number in sorted(self._failed)], dtype=np.int64)
+        completed = np.array([self._candidates[number].levels for number in sorted(self._outcomes)], dtype=np.int64)
+        chances = chance_to_complete(pool.levels, completed, failed)
+        return self.guide.best(pool.rows, pool.losses, generator, count, pool.left, chances)
 
     def spread(self, pool: _Pool, seen: Observations) -> tuple[Floats, Floats]:
         """Of candidates and of what was seen, the columns over which evaluations without a model are spread."""

@@ -112,7 +112,8 @@ def check_rungs(steps: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: They do not, or there are none.
     """
-    found = tuple(int(step) for step in steps)
+    whole = all(isinstance(step, int) and not isinstance(step, bool) for step in steps)
+    found = tuple(steps) if whole else ()
     if not found or found[0] < 0 or any(b <= a for a, b in pairwise(found)):
         raise ValueError(f"`rungs` must be rising numbers of steps such as [0, 40, 160], but got {list(steps)}.")
     return found

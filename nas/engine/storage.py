@@ -128,10 +128,13 @@ class DatabaseStorage:
         pool_size: Connections kept open by one worker.
 
     Raises:
-        ValueError: There is no URL.
+        ValueError: There is no URL, or it cannot be read.
     """
 
     def __init__(self, url: str = "", url_from: str = "NAS_STORAGE_URL", pool_size: int = 2) -> None:
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+
         self._url = url or os.environ.get(url_from, "")
         self.pool_size = pool_size
         if "://" not in self._url:
@@ -139,6 +142,14 @@ class DatabaseStorage:
                 f"storage: give `url` or set the environment variable {url_from}, e.g. "
                 "postgresql+psycopg://user@host/name; " + ("what was given has no ://." if self._url else "got none.")
             )
+        try:
+            make_url(self._url)
+        except (ArgumentError, ValueError):
+            # What the parser says may quote the URL.
+            raise ValueError(
+                "storage: `url` must read like postgresql+psycopg://user@host:5432/name, with %40 for an @ in a "
+                f"password, but got {hide_password(self._url)}."
+            ) from None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(url={hide_password(self._url)!r})"

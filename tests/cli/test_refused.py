@@ -32,6 +32,23 @@ def test_a_refused_search_leaves_no_folder(searched, root, wrong):
     assert {path.name for path in root.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["search.rungs=[a]"], "`rungs` must be rising numbers of steps"),
+        (["search.pruner=MedianPruner"], "search.pruner={name:MedianPruner}"),
+        (["sampler.name=TheSampler"], "must be one of GuidedSampler, any class of optuna.samplers, but"),
+        (["storage=postgresql", "storage.url=postgresql+psycopg://me:s3cr3t@host:port/x"], "me:***@host:port/x"),
+    ],
+)
+def test_settings_of_a_search_are_checked_before_anything_is_measured(tmp_path, capsys, wrong, said):
+    assert run(["search", "experiment=smoke", f"root={tmp_path}", *wrong, *FAST]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert "s3cr3t" not in err
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
 def test_a_refused_job_of_a_sweep_leaves_no_folder(searched, root):
     assert searched.is_dir()
     wrong = ["objectives.constraints.latency_ms=0.0001,0.0002", f"hydra.sweep.dir={root}/logs/sweep"]

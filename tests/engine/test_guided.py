@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nas.engine.candidates import losses_of
 from nas.engine.costs import SubnetCosts
-from nas.engine.guided import Guide, Observations, farthest, offspring
+from nas.engine.guided import Guide, Observations, chance_to_complete, farthest, offspring
 from nas.engine.guided_sampler import GuidedSampler
 from nas.engine.landscape import SubnetLandscape
 from nas.engine.limits import Objectives
@@ -191,6 +191,21 @@ def test_offspring_stay_within_their_levels_and_near_their_parents(seed, counts)
     assert np.all((children >= 0) & (children < counts))
     inherited = (children[:, None, :] == parents[None, :, :]).any(axis=1)
     assert np.all((~inherited).sum(axis=1) <= 3)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(0, 6))
+@settings(max_examples=30, deadline=None)
+def test_what_lies_near_failures_is_less_likely_to_complete(seed, failed, completed):
+    generator = np.random.default_rng(seed)
+    rows, gone, done = (generator.integers(0, 3, size=(count, 12)) for count in (20, failed, completed))
+    chances = chance_to_complete(rows, done, gone)
+    assert np.all((chances > 0) & (chances <= 1))
+    assert np.all(chance_to_complete(rows, done, gone[:0]) == 1)
+    assert np.all(chance_to_complete(rows, np.concatenate([done, rows]), gone) >= chances)
+    assert np.all(chance_to_complete(rows, done, np.concatenate([gone, rows])) <= chances)
+    steps = np.repeat(gone[:1], 13, axis=0)
+    steps[np.tri(13, 12, -1, dtype=bool)] += 3
+    assert np.all(np.diff(chance_to_complete(steps, done[:0], gone[:1])) >= 0), "farther away it is safer"
 
 
 def test_many_candidates_are_scored_as_few_are():
