@@ -170,7 +170,8 @@ def block_table(subnet: SubnetConfig) -> Table:
 
     ranks = ("rank_qkv", "rank_attention_out", "rank_ffn_in", "rank_ffn_out")
     used = [name for name in ranks if any(getattr(block, name) for block in subnet.blocks)]
-    table = Table("block", "heads", "ffn", *used, "precision", title=f"{subnet.depth} blocks are left")
+    title = f"{subnet.depth} blocks are left, hidden size {subnet.hidden_size}"
+    table = Table("block", "heads", "ffn", *used, "precision", title=title)
     for index, block in enumerate(subnet.blocks):
         if block.skipped:
             table.add_row(str(index), "skipped", *[""] * (len(used) + 2))

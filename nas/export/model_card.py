@@ -115,9 +115,10 @@ def render_card(card: Card, metrics: Mapping[str, Any]) -> str:
     """The card as Markdown."""
     of = f" of {escape_markdown(card.teacher)}" if card.teacher else ""
     kind = card.kind.replace("_", " ")
+    shape = f"{describe(card.subnet)}, hidden size {card.subnet.hidden_size}"
     parts = [
         f"# {escape_markdown(card.name)}\n",
-        f"A smaller version{of} for {kind}, found by hwnas: {describe(card.subnet)}.\n",
+        f"A smaller version{of} for {kind}, found by hwnas: {shape}.\n",
         "".join(f"- {describe_block(index, block)}\n" for index, block in enumerate(card.subnet.blocks)),
     ]
     for title, name in (("Quality", "quality"), ("Measured", "measured")):

@@ -184,6 +184,11 @@ def _check_place(path: str) -> None:
 
 
 def _cannot_load(what: str, path: str, error: BaseException) -> str:
+    if (Path(path).expanduser() / "subnet.json").is_file():
+        return (
+            f"`model.path` must be the teacher, but {path!r} holds a subnet that was made of one: give the teacher's "
+            "folder, and to `nas evaluate` the subnet as candidate=FOLDER."
+        )
     reason = next(iter(str(error).splitlines()), "") or type(error).__name__
     return f"`model.path` must be a folder of `transformers` or a hub name; no {what} in {path!r}: {reason}"
 

@@ -42,7 +42,7 @@ def test_pareto_shows_a_picked_member_block_by_block(searched, root, capsys):
     assert searched.is_dir()
     assert run(["pareto", f"root={root}", "study=smoke", "pick=fastest"]) == 0
     fastest = capsys.readouterr().out
-    assert "blocks are left" in fastest
+    assert "blocks are left, hidden size" in fastest
     assert run(["pareto", f"root={root}", "study=smoke", "pick=best_under", "under.latency_ms=1000"]) == 0
     assert "1 of" in capsys.readouterr().out
 

@@ -245,6 +245,9 @@ class TestPlaces:
     def test_folder_without_a_model(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"no model in"):
             load_encoder(str(tmp_path))
+        (tmp_path / "subnet.json").write_text("{}")
+        with pytest.raises(ValueError, match=r"must be the teacher.*candidate=FOLDER"):
+            load_encoder(str(tmp_path))
 
     def test_encoder_with_missing_weights(self, tmp_path: Path) -> None:
         from safetensors.torch import load_file, save_file
