@@ -49,8 +49,9 @@ def front_figure(studies: Sequence[Study], axes: Axes) -> Figure:
         single = len(studies) == 1
         traces += _study_traces(study, axes, f"var(--series-{number % SERIES})", "" if single else f"{study.key}: ")
     for name in (axes.x, axes.y):
-        for sign, bound in dict.fromkeys(s.facts.bounds[name] for s in studies if name in s.facts.bounds):
-            _add_limit(layout, axes, name, sign, bound)
+        for (sign, bound), keys in _limits(studies, name).items():
+            shared = len(keys) == len(studies)
+            _add_limit(layout, axes, name, sign, bound, "" if shared else f" ({html.escape(', '.join(keys))})")
     return {"data": traces, "layout": layout}
 
 
@@ -162,9 +163,18 @@ def model_number(model: ModelRow, name: str) -> float | None:
     return model.metrics.get(name)
 
 
-def _add_limit(layout: Figure, axes: Axes, name: str, sign: str, bound: float) -> None:
-    """A dashed line across the axis on which the limit lies, with its value."""
-    text = f"{'≤' if sign == '<=' else '≥'} {format_value(bound, name)}"
+def _limits(studies: Sequence[Study], name: str) -> dict[tuple[str, float], list[str]]:
+    """(``<=`` or ``>=``, limit) -> keys of the studies that keep to it."""
+    found: dict[tuple[str, float], list[str]] = {}
+    for study in studies:
+        if name in study.facts.bounds:
+            found.setdefault(study.facts.bounds[name], []).append(study.key)
+    return found
+
+
+def _add_limit(layout: Figure, axes: Axes, name: str, sign: str, bound: float, whose: str = "") -> None:
+    """A dashed line across the axis on which the limit lies, with its value and whose it is."""
+    text = f"{'≤' if sign == '<=' else '≥'} {format_value(bound, name)}{whose}"
     across = "x" if name == axes.x else "y"
     along = "y" if across == "x" else "x"
     # On a logarithmic axis annotations stand at logarithms, but shapes at values.

@@ -7,6 +7,7 @@ import html.parser
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from nas.dashboard.app import Dashboard, make_app
+from nas.dashboard.figures import Axes, front_figure
 from nas.dashboard.jobs import Jobs
 from nas.dashboard.pages.search import failures, rungs
 from nas.dashboard.view import PAGES, Pin, View
@@ -134,6 +136,24 @@ def test_front_overlays_studies_limits_models_and_teachers(client):
     assert figure["layout"]["shapes"]
     front = next(trace for trace in figure["data"] if trace["name"] == "first: front, predicted")
     assert len(front["error_x"]["array"]) == len(front["x"]) == len(front["customdata"])
+
+
+def test_a_limit_says_whose_it_is_where_studies_differ(watch):
+    studies = watch.read().studies
+    first, second = studies["first"], studies["second"]
+
+    def limited(study, key, bound):
+        context = {**study.facts.context, "constraints": {"latency_ms": f"latency_ms <= {bound}"}}
+        return replace(study, facts=replace(study.facts, key=key, context=context))
+
+    def notes(*studies):
+        found = front_figure(studies, Axes("latency_ms", "cosine"))["layout"]["annotations"]
+        return [note["text"] for note in found if note["text"].startswith("≤")]
+
+    tight, loose = limited(first, "<b>", 3.25), limited(second, "second", 7.5)
+    assert notes(tight) == ["≤ 3.25"]
+    assert notes(tight, loose) == ["≤ 3.25 (&lt;b&gt;)", "≤ 7.50 (second)"]
+    assert notes(tight, limited(second, "second", 3.25)) == ["≤ 3.25"]
 
 
 def test_two_pins_stand_side_by_side_and_a_third_replaces_the_older(client):
