@@ -33,9 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import common
 from search_overhead import overhead
-from search_table import Levels, Problem, SearchTable, TableLandscape
+from search_table import Levels, Problem, SearchTable, TableLandscape, canonical
 
 if TYPE_CHECKING:
+    import optuna
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
 
@@ -68,21 +69,25 @@ class OptunaEngine:
             for name, count in zip(TableLandscape.parameters, TableLandscape.counts, strict=True)
         }
         self._attributes: dict[str, Any] = {}
-        self._asked = -1
+        self._asked: optuna.trial.Trial
 
     def propose(self) -> Levels:
         """Ask the study."""
         trial = self.study.ask(self.space)
-        self._asked = trial.number
-        trial.set_user_attr("reason", "not in the table")
+        self._asked = trial
         # NSGA-II knows its generations by these.
         self._attributes = self.study.get_trials(deepcopy=False)[trial.number].system_attrs
         return np.array([trial.params[name] for name in self.space], dtype=np.int64)
 
     def tell(self, levels: Levels, values: tuple[float, float]) -> None:
-        """The proposal has failed; the row is a trial of its own."""
+        """A proposal that is the row has its values; any other has failed, and the row is a trial of its own."""
         import optuna
 
+        proposal = np.array([self._asked.params[name] for name in self.space], dtype=np.int64)
+        if np.array_equal(canonical(proposal[None, :])[0], levels):
+            self.study.tell(self._asked, list(values))
+            return
+        self._asked.set_user_attr("reason", "not in the table")
         self.study.tell(self._asked, state=optuna.trial.TrialState.FAIL)
         self.study.add_trial(
             optuna.trial.create_trial(

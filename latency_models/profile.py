@@ -133,11 +133,13 @@ class DeviceProfile:
             quantity: ``latency_ms`` (the median) or the name of a meter.
 
         Raises:
-            ProfileError: No row has that quantity.
+            ProfileError: No subnet is measured, or no row has that quantity.
         """
         rows = sorted(self.latest().values(), key=lambda row: row.measurement.times[:1])
         pairs = [(row.subnet, quantity_of(row, quantity)) for row in rows]
         known = [(subnet, value) for subnet, value in pairs if value is not None]
+        if not rows:
+            raise ProfileError(f"{self.path}: no subnet is measured yet; profile again, or raise a time budget.")
         if not known:
             raise ProfileError(
                 f"{self.path}: no row has the quantity {quantity!r}; they have {', '.join(self.quantities)}."

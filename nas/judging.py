@@ -62,7 +62,7 @@ def judged_and_fitted(
         ValueError: Too few subnets are measured.
     """
     shape, workload, unit = profile.header.shape, profile.header.workload, UNITS.get(quantity, "")
-    subnets, values = profile.training_data(quantity)
+    subnets, values = profile.training_data(quantity) if profile.latest() else ([], np.zeros(0))
     test = [index for index, subnet in enumerate(subnets) if subnet in judges]
     train = [index for index, subnet in enumerate(subnets) if subnet not in judges]
     if len(train) < MIN_TRAINING_ROWS:

@@ -201,6 +201,16 @@ def test_profile_measures_what_it_needs_and_says_how_good_the_predictor_is(searc
     assert picture.with_suffix(".jsonl").read_text().splitlines() == rows
 
 
+def test_a_profile_out_of_time_says_so_and_goes_on_next_time(searched, root, capsys):
+    assert searched.is_dir()
+    asked = smoke(root, "profile", *SMALL_PROFILE, *FAST_PROFILE, "space.round_to.ffn=32", "progress=plain")
+    assert run([*asked, "profile.budget_minutes=1e-9"]) == 2
+    said = capsys.readouterr().err
+    assert "profile.budget_minutes" in said
+    assert run(asked) == 0
+    assert "Learning curve" in capsys.readouterr().out
+
+
 def test_a_second_device_borrows_from_the_first(searched, root, capsys):
     assert searched.is_dir()
     first = ["device=onnxruntime_cpu", "profile.num_subnets=22", "profile.active.target=0.0001", "profile.held_out=2"]

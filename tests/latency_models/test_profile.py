@@ -222,6 +222,8 @@ def test_files_that_cannot_be_read_or_written_are_told(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ProfileError, match="cannot be written"):
         DeviceProfile.open(tmp_path / "file" / "p.jsonl", HEADER)
+    with pytest.raises(ProfileError, match="no subnet is measured yet"):
+        DeviceProfile.open(tmp_path / "empty.jsonl", HEADER).training_data()
     with pytest.raises(ProfileError, match="no row has the quantity 'energy_mj'; they have latency_ms, peak_memory_mb"):
         filled(tmp_path / "p.jsonl").training_data("energy_mj")
     with pytest.raises(ProfileError, match="`heads` must be at most the teacher's 4, but got 9"):
