@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ FLAGS = (
     *("--help", "-h", "--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--run", "-r"),
     *("--config-dir", "-cd", "--hydra-help", "--experimental-rerun", "--shell-completion", "-sc"),
 )
+VALUED_FLAGS = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir", "-cd", "--experimental-rerun")
 # Mappings whose keys are the user's own: Hydra would ask for a `+` before each of them.
 OPEN_MAPPINGS = ("objectives.constraints.", "objectives.goals.", "under.", "device.options.", "space.overrides.")
 
@@ -123,24 +123,34 @@ def _run_hydra(command: str, overrides: list[str]) -> None:
     import hydra
 
     from nas.config import conf_dir
+    from nas.records import passwords_aside
     from nas.sweeps import swept_keys
 
     # Errors come to us as exceptions, and not as Hydra's text with exit code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # Hydra's parser takes overrides in one piece only; people write -m where they think of it.
-    multirun = [text for text in overrides if text in ("-m", "--multirun")]
-    others = [text for text in overrides if text not in multirun]
-    # Otherwise Hydra names the job, and so its folder, after the file in which the task function is written.
-    sys.argv = [f"nas {command}", *multirun, f"hydra.job.name={command}", *others]
+    flags, others = _flags_first(overrides)
+    multirun = bool({"-m", "--multirun"} & set(flags))
     failures: list[Exception] = []
-    swept = swept_keys([text for text in others if not text.startswith("-")]) if multirun else None
+    swept = swept_keys(others) if multirun else None
     task = _task_function(command, failures, os.getpid(), swept)
-    with _closing_logs():
+    with _closing_logs(), passwords_aside(others) as recorded:
+        # Otherwise Hydra names the job, and so its folder, after the file in which the task function is written.
+        sys.argv = [f"nas {command}", *flags, f"hydra.job.name={command}", *recorded]
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(task)()
     for error in failures[:-1]:
         _fail(_one_line(error))
     if failures:
         raise failures[-1]
+
+
+def _flags_first(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags with their values, and overrides: Hydra takes these in one piece only, people write as they think."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    for before, text in zip(["", *texts], texts, strict=False):
+        is_value = before in VALUED_FLAGS and "=" not in text
+        (flags if is_value or text.startswith("-") else overrides).append(text)
+    return flags, overrides
 
 
 @contextmanager
@@ -170,9 +180,10 @@ def _task_function(
 
     def task_function(config: DictConfig) -> Any:
         from nas import commands
+        from nas.records import hide_recorded
 
         try:
-            _hide_recorded_passwords()
+            hide_recorded()
             if swept is not None and command == "search":
                 commands.give_own_study(config, swept)
             return getattr(commands, command)(config)
@@ -183,18 +194,6 @@ def _task_function(
             return None
 
     return task_function
-
-
-def _hide_recorded_passwords() -> None:
-    """Hydra writes every option into the folder of its run: the passwords of storages are taken out of there."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from nas.engine.storage import hide_recorded_passwords
-
-    settings = HydraConfig.get()
-    run = Path(settings.runtime.output_dir)
-    sweep = [run.parent] if settings.mode is not None and settings.mode.name == "MULTIRUN" else []
-    hide_recorded_passwords([run / str(settings.output_subdir), *sweep])
 
 
 def _guarded(action: Callable[[], None], command: str, *, debug: bool) -> int:

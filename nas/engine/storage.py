@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _PASSWORD = re.compile(r"(?P<head>[a-zA-Z][a-zA-Z0-9+.-]*\\?://[^/@\s:]*):(?:(?!://)[^\"'\n])*@")
 _PASSWORD_OPTION = re.compile(r"(?P<head>[?&](?:\w*password|passwd|pwd)\\?=)[^&\s\"']*", re.IGNORECASE)
 _OPENINGS = 6
+# Where a database's URL is looked for that no option gives.
+URL_VARIABLE = "NAS_STORAGE_URL"
 
 
 def hide_password(text: str) -> str:
@@ -131,7 +133,7 @@ class DatabaseStorage:
         ValueError: There is no URL, or it cannot be read.
     """
 
-    def __init__(self, url: str = "", url_from: str = "NAS_STORAGE_URL", pool_size: int = 2) -> None:
+    def __init__(self, url: str = "", url_from: str = URL_VARIABLE, pool_size: int = 2) -> None:
         from sqlalchemy.engine import make_url
         from sqlalchemy.exc import ArgumentError
 

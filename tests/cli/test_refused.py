@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
 
 from nas.__main__ import run
 from nas.engine.journal import JOURNAL
+from nas.engine.storage import URL_VARIABLE, DatabaseStorage
+from nas.records import passwords_aside
 from tests.cli.conftest import FAST
 from tests.cli.test_commands import QUICK, smoke
 
@@ -66,8 +69,36 @@ def test_no_file_keeps_the_password_of_a_storage(tmp_path, capsys, sweep):
     assert {"config.yaml", "overrides.yaml"} <= {path.name for path in written}
     assert bool(sweep) == ("multirun.yaml" in {path.name for path in written})
     assert not [path for path in written if "s3cr3t" in path.read_text(encoding="utf-8")]
-    assert any("me:***@localhost" in path.read_text(encoding="utf-8") for path in written)
     assert "s3cr3t" not in capsys.readouterr().err
+
+
+def test_a_password_is_moved_into_the_environment_before_anything_is_recorded(monkeypatch):
+    monkeypatch.setenv(URL_VARIABLE, "before")
+    url = "postgresql+psycopg://me:s3cr3t@localhost/db"
+    with passwords_aside(["storage=postgresql", f"storage.url='{url}'", "seed=1"]) as recorded:
+        assert recorded == ["storage=postgresql", "seed=1"]
+        assert repr(DatabaseStorage()) == "DatabaseStorage(url='postgresql+psycopg://me:***@localhost/db')"
+    assert os.environ[URL_VARIABLE] == "before"
+    with passwords_aside([f"storage.url={url}", "storage.url_from=MINE"]) as recorded:
+        assert os.environ["MINE"] == url
+        assert recorded == ["storage.url_from=MINE"]
+    assert "MINE" not in os.environ
+    for plain in (["storage.url=postgresql+psycopg://me@localhost/db"], [f"storage.url={url},{url}2"], []):
+        with passwords_aside(plain) as recorded:
+            assert recorded == plain
+
+
+def test_a_password_from_a_file_is_hidden_when_the_job_starts(tmp_path, capsys):
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\nstorage:\n  url: postgresql+psycopg://me:s3cr3t@localhost:1/db\n"
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(text)
+    asked = ["search", "--config-dir", str(tmp_path / "own"), "experiment=mine", "storage=postgresql"]
+    places = [f"root={tmp_path}/runs", "model.path=m", "task.data.path=x"]
+    assert run([*asked, *places, "search.num_trials=0", *FAST]) == 2
+    assert "s3cr3t" not in capsys.readouterr().err
+    written = [path.read_text(encoding="utf-8") for path in (tmp_path / "runs").rglob("*.yaml")]
+    assert any("me:***@localhost" in text for text in written)
+    assert not [text for text in written if "s3cr3t" in text]
 
 
 def test_a_graph_is_judged_beside_damaged_weights(searched, root, tmp_path, capsys):

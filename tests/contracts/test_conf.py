@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from latency_models.device import Device
 from latency_models.predictors import PREDICTORS
 from latency_models.profiler import Profiler
-from nas.__main__ import COMMANDS, run
+from nas.__main__ import COMMANDS, _flags_first, run
 from nas.config import ConfigError, build, check_arguments, conf_dir, find_type
 from search_spaces.choices import BLOCK_DIMENSIONS, MODEL_DIMENSIONS
 from search_spaces.cost import Workload
@@ -131,3 +131,9 @@ def test_wrong_options_name_the_right_ones():
 
 def test_groups_have_files():
     assert all(any((conf_dir() / group).glob("*.yaml")) for group in GROUPS)
+
+
+def test_flags_may_stand_anywhere():
+    flags, overrides = _flags_first(["experiment=mine", "-m", "--config-dir", "own", "seed=0,1", "--info", "study=x"])
+    assert flags == ["-m", "--config-dir", "own", "--info"]
+    assert overrides == ["experiment=mine", "seed=0,1", "study=x"]
