@@ -187,7 +187,7 @@ def plans(mode: str, column: str, *, quick: bool) -> dict[str, Plan]:
         "random": Plan(_optuna("RandomSampler"), most, seeds),
         "tpe": Plan(_optuna("TPESampler", multivariate=True), most, seeds),
         "nsga2": Plan(_optuna("NSGAIISampler", population_size=30), most, seeds),
-        "gp": Plan(_optuna("GPSampler", deterministic_objective=True), 12 if quick else most, min(seeds, 3)),
+        "gp": Plan(_optuna("GPSampler", deterministic_objective=True), 12 if quick else most, 1),
     }
     try:
         import syne_tune  # noqa: F401
