@@ -166,14 +166,20 @@ class TrialSlots:
                 self.give_up(trial)
 
     def give_up(self, trial: FrozenTrial) -> None:
-        """End a running trial without a result and queue its subnet again, unless it was tried often enough."""
+        """End a running trial without a result and queue its subnet again, unless it was tried often enough.
+
+        Nor is it queued where another trial has it: when a database is restarted while one worker claims, another may
+        claim the same.
+        """
         from optuna.exceptions import UpdateFinishedTrialError
 
         backend = self.storage.backend
         retries = int(trial.user_attrs.get("retries", 0))
-        last = retries >= self.max_retries
+        last, elsewhere = retries >= self.max_retries, self._is_elsewhere(trial)
         try:
-            if last:
+            if elsewhere:
+                backend.set_trial_user_attr(trial._trial_id, "withdrawn", value=True)
+            elif last:
                 reason = f"the worker died {retries + 1} times while it evaluated this subnet"
                 backend.set_trial_user_attr(trial._trial_id, "reason", reason)
             if not backend.set_trial_state_values(trial._trial_id, _state("FAIL")):
@@ -181,10 +187,21 @@ class TrialSlots:
         except (UpdateFinishedTrialError, RuntimeError):
             return  # Another worker, or the trial's own, was faster.
         params = trial.system_attrs.get("fixed_params") or (trial.params if "subnet" in trial.user_attrs else None)
-        if not last and params:  # Without a whole proposal there is nothing to try again: the slot is simply free.
+        if (
+            not (last or elsewhere) and params
+        ):  # Without a whole proposal there is nothing to try again: the slot is simply free.
             attributes = {k: v for k, v in trial.user_attrs.items() if k in ("steps", "origin", "promoted_from")}
             attributes |= {"retries": retries + 1, "retry_of": trial.number}
             self.study.enqueue_trial(dict(params), user_attrs=attributes)
+
+    def _is_elsewhere(self, trial: FrozenTrial) -> bool:
+        """Whether another trial has found out, or is finding out, what this one's evaluation would."""
+        subnet, steps = trial.user_attrs.get("subnet"), trial.user_attrs.get("steps", 0)
+        return subnet is not None and any(
+            other.user_attrs.get("subnet") == subnet and other.user_attrs.get("steps", 0) == steps
+            for other in self.study.get_trials(deepcopy=False, states=(_state("RUNNING"), _state("COMPLETE")))
+            if other.number != trial.number
+        )
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
         signature = trial.user_attrs.get("worker")

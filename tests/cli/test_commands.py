@@ -203,7 +203,7 @@ def test_profile_measures_what_it_needs_and_says_how_good_the_predictor_is(searc
 
 def test_a_profile_out_of_time_says_so_and_goes_on_next_time(searched, root, capsys):
     assert searched.is_dir()
-    asked = smoke(root, "profile", *SMALL_PROFILE, *FAST_PROFILE, "space.round_to.ffn=32", "progress=plain")
+    asked = smoke(root, "profile", *SMALL_PROFILE, *FAST_PROFILE, "workload.sequence_length=12", "progress=plain")
     assert run([*asked, "profile.budget_minutes=1e-9"]) == 2
     said = capsys.readouterr().err
     assert "profile.budget_minutes" in said

@@ -128,6 +128,26 @@ def test_a_subnet_that_another_worker_finished_meanwhile_is_given_back(tmp_path,
         )  # Proposed in the knowledge of theirs, unless mine runs.
 
 
+@pytest.mark.parametrize(("steps", "retried"), [(0, False), (20, True)])
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_subnet_that_another_worker_has_is_not_tried_again(tmp_path, finished, steps, retried):
+    search = tiny_search(tmp_path, 5)
+    study, opened = search.begin()
+    with Worker(opened.workers) as worker:
+        slots = TrialSlots(study, opened, 5, worker)
+        mine, theirs = study.ask(), study.ask()
+        subnet = search.objective.propose(mine).subnet.to_json()
+        theirs.set_user_attr("subnet", subnet)
+        theirs.set_user_attr("steps", steps)
+        if finished:
+            study.tell(theirs, [0.5, 1.0])
+        slots.give_up(study.get_trials(deepcopy=False)[mine.number])
+    trials = study.get_trials(deepcopy=False)
+    assert trials[mine.number].state.name == "FAIL"
+    assert [t.user_attrs["retry_of"] for t in trials if "retry_of" in t.user_attrs] == [mine.number] * retried
+    assert ("withdrawn" in trials[mine.number].user_attrs) is not retried
+
+
 def test_a_subnet_whose_worker_dies_again_and_again_counts_as_failed(tmp_path):
     def kills(subnet, steps):
         raise KeyboardInterrupt
