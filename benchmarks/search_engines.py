@@ -237,7 +237,7 @@ def block(
                     min(shares),
                     max(shares),
                     f"target >= {TARGET[count]}; {LOOP}" if aimed else "",
-                    context,
+                    {**context, "seeds": list(chosen)},
                 )
             )
         took = (time.perf_counter() - started) / plan.seeds
@@ -265,7 +265,7 @@ def main() -> int:
     common.show(results)
     for path in tables:
         table = SearchTable.read(path)
-        context = common.machine(seeds="0-9", table=path.name, profiled_rows=100, rows=len(table.quality))
+        context = common.machine(table=path.name, profiled_rows=100, rows=len(table.quality))
         for column in table.latencies:
             problems = {seed: Problem.make(table, column, seed) for seed in range(1 if options.quick else 10)}
             for mode in ("pool", "snap"):

@@ -84,6 +84,8 @@ def build(node: Mapping[str, Any], **injected: Any) -> Any:
     Raises:
         ConfigError: The type is unknown, or an argument is.
     """
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"a node must be a mapping such as {{name: {node}}}, but got {node!r}.")
     if "name" not in node:
         raise ConfigError(
             f"a node must give the `name` of its class, but has only {', '.join(map(str, node)) or 'nothing'}."

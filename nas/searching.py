@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,11 +72,6 @@ class SearchBench:
         from nas.engine.rungs import Fidelities
 
         settings = self.settings
-        if settings["pruner"] and not isinstance(settings["pruner"], Mapping):
-            raise ValueError(
-                "`search.pruner` must be null or a mapping such as {name: MedianPruner}, "
-                f"but got {settings['pruner']!r}: search.pruner={{name:{settings['pruner']}}}"
-            )
         pruner = build(settings["pruner"]) if settings["pruner"] else None
         return Fidelities(tuple(settings["rungs"]), int(settings["reduction_factor"]), pruner)
 

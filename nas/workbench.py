@@ -107,13 +107,7 @@ class Workbench:
                 f"`workload.phase` must be encode for a {self.task.kind} task, but got {workload.phase!r}; "
                 "only causal language models have prompts and a KV cache."
             )
-        tokens = workload.sequence_length + (workload.phase == "decode")
-        most = most_positions(self.teacher)
-        if most is not None and tokens > most:
-            raise ValueError(
-                f"`workload.sequence_length` must be at most {most - (workload.phase == 'decode')}, because the model "
-                f"has {most} position embeddings, but got {workload.sequence_length}."
-            )
+        workload.check_positions(most_positions(self.teacher))
         return workload
 
     @cached_property

@@ -46,6 +46,22 @@ class Workload:
         """Tokens per sequence that pass through the projections in one run."""
         return 1 if self.phase == "decode" else self.sequence_length
 
+    def check_positions(self, most: int | None) -> None:
+        """Refuse sequences that are longer than a model's position embeddings.
+
+        Args:
+            most: How many the model has; None where any length will do.
+
+        Raises:
+            ValueError: There are fewer.
+        """
+        cached = self.phase == "decode"  # The new token takes one, too.
+        if most is not None and self.sequence_length + cached > most:
+            raise ValueError(
+                f"`workload.sequence_length` must be at most {most - cached}, because the model has {most} position "
+                f"embeddings, but got {self.sequence_length}."
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data; ``Workload(**data)`` reads it back."""
         return asdict(self)

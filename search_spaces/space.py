@@ -272,11 +272,9 @@ class SearchSpace:
         top = len(dimension.choices) - 1
         for index, block in enumerate(blocks, start=dimension.block or 0):
             value = self._value(dimension.name, index, block)
-            if value is None:
-                continue
-            if dimension.name in RANKS and value == 0:
-                # Dense, which is the top: the largest rank of the space is at or above break-even, or `_levels` refuses
-                # it. Of a rank that blocks share, another block's may be below.
+            # Dense is the top: the largest rank of the space is at or above break-even, or `_levels` refuses it. Of a
+            # rank that blocks share, another block's may be below.
+            if value is None or (dimension.name in RANKS and value == 0):
                 continue
             return dimension.choices.index(value) if value in dimension.choices else 0
         return top
