@@ -147,14 +147,11 @@ class Workbench:
     @property
     def library_path(self) -> Path:
         """Where the calibration library lies, by teacher, data, sizes and settings: precisions take none of it."""
+        from search_spaces.library import LIBRARY_VERSION
+
         settings = self.config["calibrate"]
-        parts = [
-            "library",
-            self.teacher_hash,
-            self.task.samples.fingerprint("calibration"),
-            self.space.without("precision").fingerprint,
-            settings["importance"],
-        ]
+        data, sizes = self.task.samples.fingerprint("calibration"), self.space.without("precision").fingerprint
+        parts = [f"library {LIBRARY_VERSION}", self.teacher_hash, data, sizes, settings["importance"]]
         return self.cache / "libraries" / f"{content_key(parts)}.safetensors"
 
     @cached_property

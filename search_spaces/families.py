@@ -30,6 +30,7 @@ class ModelFamily:
         attention_norm, ffn_norm: Paths of the two norms.
         post_norm: Whether norms follow the residual sums (BERT) or precede the sublayers (GPT, Llama, ViT).
         causal: Whether tokens see only the tokens before them.
+        rotary: Whether positions turn queries and keys (RoPE), rather than being part of the residual stream.
         layer_index: Paths, in a block, of modules whose ``layer_idx`` names the block's place in the KV cache.
         config_ffn: The configuration's name for the FFN's width.
         config_heads: Whether the configuration can say that there are fewer heads of the same width.
@@ -57,6 +58,7 @@ class ModelFamily:
     ffn_norm: str
     post_norm: bool
     causal: bool
+    rotary: bool = False
     layer_index: tuple[str, ...] = ()
     config_ffn: str = "intermediate_size"
     config_heads: bool = False
@@ -123,6 +125,7 @@ _LLAMA = ModelFamily(
     ffn_norm="post_attention_layernorm",
     post_norm=False,
     causal=True,
+    rotary=True,
     layer_index=("self_attn",),
     config_heads=True,
     stem=("embed_tokens",),
@@ -167,6 +170,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         ffn_norm="mlp_norm",
         post_norm=False,
         causal=False,
+        rotary=True,
         layer_index=("", "attn"),
         stem=("embeddings.tok_embeddings",),
         stem_norm="embeddings.norm",

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-LIBRARY_VERSION = "1"
+LIBRARY_VERSION = "2"
 
 
 @dataclass(frozen=True)

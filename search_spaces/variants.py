@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -15,6 +15,7 @@ from search_spaces.families import ModelFamily, projection_weights
 from search_spaces.importance import Importance, features, unit_order
 from search_spaces.layout import ProjectionLayout, layouts, prefixes
 from search_spaces.observe import Observed
+from search_spaces.output_metric import output_metric, output_scale
 from search_spaces.space import SearchSpace
 
 # Removals between two updates of the scores, as a share of the units: one by one would take minutes for an FFN.
@@ -71,11 +72,13 @@ class BlockVariants:
 
     def _levels(self, dimension: str, rows: Mapping[str, list[Tensor]], order: Tensor) -> dict[str, Tensor]:
         """Every width of the projections whose width one dimension sets."""
-        tensors = self._sorted_readers(rows)
+        orders = {path: _in_one_matrix(parts) for path, parts in rows.items()}
+        tensors = self._sorted_readers(orders)
         for block in self.space.widths(dimension, self.index):
             for layout in layouts(self.family, self.space.shape, block).values():
                 if layout.dimension == dimension:
-                    tensors |= self._writer(layout, order) if layout.writes else self._reader(layout, tensors)
+                    writes = layout.writes
+                    tensors |= self._writer(layout, order) if writes else self._reader(layout, orders[layout.path])
         return tensors
 
     def _weights(self, path: str) -> tuple[Tensor, Tensor | None]:
@@ -83,15 +86,16 @@ class BlockVariants:
         return weight.cpu(), None if bias is None else bias.cpu()
 
     def _order(self, path: str, name: str, size: int, chunk: int) -> Tensor:
-        return unit_order(*self._weights(path), self.observed.both(name), size, self.importance, chunk)
+        weight, bias = self._weights(path)
+        if (scale := output_scale(self.block, self.family, path)) is not None:
+            weight = weight.double() * scale[:, None]
+        return unit_order(weight, bias, self.observed.both(name), size, self.importance, chunk)
 
-    def _sorted_readers(self, rows: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
+    def _sorted_readers(self, orders: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The projections that make units: their rows in order of importance, part by part."""
         tensors: dict[str, Tensor] = {}
-        for path, parts in rows.items():
+        for path, chosen in orders.items():
             weight, bias = self._weights(path)
-            starts = accumulate((len(own) for own in parts), initial=0)
-            chosen = torch.cat([own + start for own, start in zip(parts, starts, strict=False)])
             tensors[f"{self.index}.{path}.permuted"] = weight[chosen]
             if bias is not None:
                 tensors[f"{self.index}.{path}.permuted_bias"] = bias[chosen]
@@ -109,26 +113,30 @@ class BlockVariants:
             tensors[f"{prefix}.bias"] = shifted.to(weight.dtype)
         return tensors | self._factors(layout, fitted, shifted, kept)
 
-    def _reader(self, layout: ProjectionLayout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _reader(self, layout: ProjectionLayout, order: Tensor) -> dict[str, Tensor]:
         """Factors of one width of a projection that makes units; its dense form is a part of the sorted one."""
         if not layout.outputs:
             return {}
         weight, bias = self._weights(layout.path)
-        if layout.outputs < weight.shape[0]:
-            weight = prefixes(tensors[f"{self.index}.{layout.path}.permuted"], layout.parts)
-            if bias is not None:
-                bias = prefixes(tensors[f"{self.index}.{layout.path}.permuted_bias"], layout.parts)
-        return self._factors(layout, weight, bias, torch.arange(weight.shape[1]))
+        rows = torch.arange(len(weight)) if layout.outputs == len(weight) else prefixes(order, layout.parts)
+        bias = None if bias is None else bias[rows]
+        return self._factors(layout, weight[rows], bias, torch.arange(weight.shape[1]), rows)
 
     def _factors(
-        self, layout: ProjectionLayout, weight: Tensor, bias: Tensor | None, kept: Tensor
+        self, layout: ProjectionLayout, weight: Tensor, bias: Tensor | None, kept: Tensor, rows: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The two factors of one width, sorted, for the largest rank of the space that saves anything."""
+        """The two factors of one width, sorted, for the largest rank of the space that saves anything.
+
+        The weight reads the teacher's inputs ``kept`` and gives its outputs ``rows``, by default all.
+        """
         largest = self.space.largest_rank(layout.rank_dimension, self.index, layout.inputs, layout.outputs)
         if not largest:
             return {}
         prefix, moments, dtype = self._prefix(layout), self.observed.both(layout.role), self._dtype
-        up, down = whitened_svd(weight, moments.spread(bias)[kept][:, kept], largest)
+        metric = output_metric(self.block, self.family, self.space.shape, self.observed, layout.path)
+        if metric is not None and rows is not None:
+            metric = metric[rows][:, rows]
+        up, down = whitened_svd(weight, moments.spread(bias)[kept][:, kept], largest, metric)
         tensors = {f"{prefix}.up": up.to(dtype), f"{prefix}.down": down.to(dtype)}
         if bias is not None:
             # The bias of rank r is `mean_output - up[:, :r] @ down_mean[:r]`: it keeps the mean output at every rank.
@@ -143,3 +151,9 @@ class BlockVariants:
 
     def _prefix(self, layout: ProjectionLayout) -> str:
         return f"{self.index}.{layout.path}.{layout.level}"
+
+
+def _in_one_matrix(parts: Sequence[Tensor]) -> Tensor:
+    """Orders of rows that stand one part after the other, as one."""
+    starts = accumulate((len(own) for own in parts), initial=0)
+    return torch.cat([own + start for own, start in zip(parts, starts, strict=False)])
