@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.families import FAMILIES, blocks_of, family_of
+from search_spaces.fisher import Gradients, unit_gradients
 from search_spaces.importance import Importance
 from search_spaces.layout import layouts
 from search_spaces.library import LIBRARY_VERSION, Library
@@ -55,9 +56,13 @@ def calibrate(
     tensors: dict[str, Tensor] = {}
     family, rows, batches, places = family_of(model), 0, list(batches), []
     for group in passes(space.shape):
-        for index, observed in zip(group, observe(model, batches, group, on_batch), strict=True):
+        seen = observe(model, batches, group, on_batch)
+        gradients: list[Gradients] = [{} for _ in group]
+        if importance == "fisher":
+            gradients = unit_gradients(model, batches, space.shape, group)
+        for index, observed, of_gates in zip(group, seen, gradients, strict=True):
             block = blocks_of(model)[index]
-            tensors |= BlockVariants(index, block, family, space, observed, importance).tensors()
+            tensors |= BlockVariants(index, block, family, space, observed, importance, of_gates).tensors()
             rows = observed.both("qkv").count
             places += read_places(block, family, observed) if space.narrower else []
             if on_block:

@@ -13,13 +13,19 @@ from torch import Tensor
 
 from search_spaces.compensate import Moments, damped
 
-Importance = Literal["magnitude", "activation", "activation_weight", "obs"]
+Importance = Literal["magnitude", "activation", "activation_weight", "fisher", "obs"]
 # Removals of residual coordinates between two updates of the scores, as a share of them.
 _STREAM_CHUNKS = 96
 
 
 def unit_order(
-    weight: Tensor, bias: Tensor | None, moments: Moments, size: int, importance: Importance, chunk: int = 1
+    weight: Tensor,
+    bias: Tensor | None,
+    moments: Moments,
+    size: int,
+    importance: Importance,
+    chunk: int = 1,
+    information: Tensor | None = None,
 ) -> Tensor:
     """Units from most to least important, ``(units,)`` of int64.
 
@@ -30,9 +36,11 @@ def unit_order(
         size: Input features per unit (a head's width, 1 for an FFN neuron).
         importance: ``magnitude`` (norm of the reading weights), ``activation`` (energy of the unit's output),
             ``activation_weight`` (energy that the unit adds to the projection's output, as Wanda's score, Sun et al.
-            2023, arXiv 2306.11695, summed over the unit) or ``obs`` (sequential optimal-brain-surgeon removal with
-            compensation, Kurtic et al. 2023, arXiv 2302.04089).
+            2023, arXiv 2306.11695, summed over the unit), ``fisher`` (what the model's outputs would lose, see
+            `fisher`) or ``obs`` (sequential optimal-brain-surgeon removal with compensation, Kurtic et al. 2023, arXiv
+            2302.04089).
         chunk: For ``obs``, units removed before the scores are computed anew.
+        information: ``(units,)``, for ``fisher``.
 
     Raises:
         ValueError: The metric is unknown.
@@ -41,6 +49,9 @@ def unit_order(
         raise ValueError(f"`importance` must be one of {', '.join(get_args(Importance))}, but got {importance!r}.")
     if importance == "obs":
         return _removal_order([(weight, moments.spread(bias))], size, chunk)
+    if importance == "fisher":
+        assert information is not None, "fisher needs the units' information"
+        return information.argsort(descending=True, stable=True)
     energy = moments.second.diagonal()
     reading = weight.double().square().sum(dim=0)
     scores = {"magnitude": reading, "activation": energy, "activation_weight": reading * energy}[importance]
@@ -55,7 +66,8 @@ def stream_order(places: Sequence[tuple[Tensor, Tensor]], importance: Importance
     Args:
         places: Of each place that reads the stream, the weight ``(out, width)`` of its projections, or any other with
             the same Gram matrix, and the second moments or the covariance ``(width, width)`` of what it reads.
-        importance: As of units, see `unit_order`.
+        importance: As of units, see `unit_order`; ``fisher`` tells of units alone, so that coordinates are ordered by
+            ``activation_weight`` there.
     """
     scaled = [
         (weight.double() / (weight.double() @ spread * weight.double()).sum().clamp_min(1e-30).sqrt(), spread)
@@ -64,6 +76,7 @@ def stream_order(places: Sequence[tuple[Tensor, Tensor]], importance: Importance
     width = scaled[0][0].shape[1]
     if importance == "obs":
         return _removal_order(scaled, 1, max(1, width // _STREAM_CHUNKS))
+    importance = "activation_weight" if importance == "fisher" else importance
     scores = torch.zeros(width, dtype=torch.float64)
     for weight, spread in scaled:
         reading, energy = weight.square().sum(dim=0), spread.diagonal()

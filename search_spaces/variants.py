@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from search_spaces.compensate import compensate
 from search_spaces.factorize import whitened_svd
 from search_spaces.families import ModelFamily, projection_weights
+from search_spaces.fisher import Gradients, fisher_information
 from search_spaces.importance import Importance, features, unit_order
 from search_spaces.layout import ProjectionLayout, layouts, prefixes
 from search_spaces.observe import Observed
@@ -33,6 +34,7 @@ class BlockVariants:
         space: Which levels and ranks to prepare.
         observed: Moments of what the block's projections read.
         importance: In which order units are kept.
+        gradients: Of the gates of its units, for ``fisher``.
     """
 
     index: int
@@ -41,6 +43,7 @@ class BlockVariants:
     space: SearchSpace
     observed: Observed
     importance: Importance
+    gradients: Gradients = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """All variants of the block."""
@@ -89,7 +92,11 @@ class BlockVariants:
         weight, bias = self._weights(path)
         if (scale := output_scale(self.block, self.family, path)) is not None:
             weight = weight.double() * scale[:, None]
-        return unit_order(weight, bias, self.observed.both(name), size, self.importance, chunk)
+        information = None
+        if self.importance == "fisher":
+            gates = size // self.space.shape.head_dim if name == "attention_out" else size
+            information = fisher_information(self.gradients[name], gates)
+        return unit_order(weight, bias, self.observed.both(name), size, self.importance, chunk, information)
 
     def _sorted_readers(self, orders: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The projections that make units: their rows in order of importance, part by part."""

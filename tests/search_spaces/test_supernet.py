@@ -6,6 +6,7 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from search_spaces.calibrate import calibrate
 from search_spaces.checkpoint import load_subnet, save_subnet
 from search_spaces.cost import costs
 from search_spaces.elastic import LinearWeights
+from search_spaces.importance import Importance
 from search_spaces.library import Library, model_hash
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import SKIPPED, BlockConfig, SubnetConfig
@@ -177,7 +179,7 @@ def test_model_hash_sees_one_changed_weight(teacher):
     assert model_hash(other) != model_hash(teacher)
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "activation", "activation_weight", "obs"])
+@pytest.mark.parametrize("importance", get_args(Importance))
 def test_compensation_brings_the_block_closer_to_the_teacher(teacher, space, importance):
     """On the rows that it was fitted on, the refitted projection cannot be worse than the sliced one."""
     library = calibrate(teacher, tiny_batches(), space, importance=importance)
