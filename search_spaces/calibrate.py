@@ -56,11 +56,11 @@ def calibrate(
     tensors: dict[str, Tensor] = {}
     family, rows, batches, places = family_of(model), 0, list(batches), []
     for group in passes(space.shape):
-        seen = observe(model, batches, group, on_batch)
+        seen = dict(zip(group, observe(model, batches, group, on_batch), strict=True))
         gradients: list[Gradients] = [{} for _ in group]
         if importance == "fisher":
-            gradients = unit_gradients(model, batches, space.shape, group)
-        for index, observed, of_gates in zip(group, seen, gradients, strict=True):
+            gradients = unit_gradients(model, batches, space.shape, seen)
+        for (index, observed), of_gates in zip(seen.items(), gradients, strict=True):
             block = blocks_of(model)[index]
             tensors |= BlockVariants(index, block, family, space, observed, importance, of_gates).tensors()
             rows = observed.both("qkv").count

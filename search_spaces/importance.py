@@ -52,7 +52,7 @@ def unit_order(
     if importance == "fisher":
         assert information is not None, "fisher needs the units' information"
         return information.argsort(descending=True, stable=True)
-    energy = moments.second.diagonal()
+    energy = moments.spread(bias).diagonal()  # A bias takes over what a unit says on average.
     reading = weight.double().square().sum(dim=0)
     scores = {"magnitude": reading, "activation": energy, "activation_weight": reading * energy}[importance]
     return scores.reshape(-1, size).sum(dim=1).argsort(descending=True, stable=True)
