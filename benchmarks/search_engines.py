@@ -187,7 +187,7 @@ def plans(mode: str, column: str, *, quick: bool) -> dict[str, Plan]:
         "random": Plan(_optuna("RandomSampler"), most, seeds),
         "tpe": Plan(_optuna("TPESampler", multivariate=True), most, seeds),
         "nsga2": Plan(_optuna("NSGAIISampler", population_size=30), most, seeds),
-        "gp": Plan(_optuna("GPSampler", deterministic_objective=True), 12 if quick else most, 1),
+        "gp": Plan(_optuna("GPSampler", deterministic_objective=True), 12 if quick else most, 1 if quick else 3),
     }
     try:
         import syne_tune  # noqa: F401
@@ -253,6 +253,7 @@ def main() -> int:
         metavar="NAME",
         help="run these alone, and replace their rows in what was written before",
     )
+    arguments.add_argument("--columns", nargs="*", metavar="NAME", help="replay on these latencies alone")
     arguments.add_argument("--evaluations", type=int, default=500, help="at most so many in a run")
     options = arguments.parse_args()
     warnings.simplefilter("ignore")  # Samplers of Optuna that are marked experimental.
@@ -266,7 +267,7 @@ def main() -> int:
     for path in tables:
         table = SearchTable.read(path)
         context = common.machine(table=path.name, profiled_rows=100, rows=len(table.quality))
-        for column in table.latencies:
+        for column in (name for name in table.latencies if not options.columns or name in options.columns):
             problems = {seed: Problem.make(table, column, seed) for seed in range(1 if options.quick else 10)}
             for mode in ("pool", "snap"):
                 wanted = {
@@ -277,7 +278,7 @@ def main() -> int:
                 results += block(problems, column, mode, wanted, context, quick=options.quick)
                 if options.engines and wanted:  # At once: the next column may take half an hour.
                     common.write(name, common.merged(name, results, options.output), options.output)
-    if options.engines:
+    if options.engines or options.columns:
         results = common.merged(name, results, options.output)
     common.show(results)
     print(common.write(name, results, options.output))

@@ -106,7 +106,9 @@ class Guide:
         if len(kept) > 2 * _SHORTLIST:
             kept = self._promising(rows, losses, weights, kept, count)
         scores = self.score(rows[kept], losses[kept], weights)
-        scores = scores if chances is None else scores * chances[kept]
+        if chances is not None:
+            # Squared: a failure costs an evaluation and says nothing of quality.
+            scores = scores * chances[kept] ** 2
         order: NDArray[np.intp] = kept[np.argsort(-scores, kind="stable")[:count]]
         return order
 
