@@ -6,7 +6,7 @@ stored, factors included. Beside ours: Torch-Pruning, dropped layers and truncat
 
     python benchmarks/one_shot_quality.py            # writes benchmarks/results/one_shot_quality.json
     python benchmarks/one_shot_quality.py --quick    # one seed, fewer evaluations of the allocation
-    python benchmarks/one_shot_quality.py --only hidden    # the rows of narrower residual streams
+    python benchmarks/one_shot_quality.py --only importance    # the rows of one part, in the place of those of before
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ METRICS = ("cosine", "recall", "spearman")
 # What each row is held against: cosine and Spearman of prototypes on other sentences.
 REACH = {
     "uniform widths, activation x weight, refitted": ".86 / .87",
+    "uniform widths, Fisher information, refitted": ".86 / .87",
     "uniform widths, optimal brain surgeon": ".875 / .88",
     "widths allocated by one-block replacement": ".91 / .885",
     "rank only, whitened": ".81 / .83",
@@ -164,13 +165,19 @@ class Half:
             model = supernet.extract(subnet)
             self.seconds["extract"] = time.perf_counter() - started
             yield name, float(self.encoder([subnet])[0]), self.judge(model)
-        halves = ("space=width", "space.choices.heads=[0.5,1.0]", "space.choices.ffn=[0.5,1.0]")
-        plain = self.workbench("calibrate.importance=activation_weight", *halves)
-        share = float(self.encoder([uniform])[0])
-        yield "uniform widths, activation x weight, refitted", share, self.judge(plain.supernet.extract(uniform))
+        yield from self.importance()
         yield from self.rank_only(evaluations)
         yield from self.hidden()
-        yield from self.peers(share)
+        yield from self.peers(float(self.encoder([uniform])[0]))
+
+    def importance(self) -> Iterator[tuple[str, float, Scores]]:
+        """Units ordered once, by other metrics, and one refit of what reads them."""
+        halves = ("space=width", "space.choices.heads=[0.5,1.0]", "space.choices.ffn=[0.5,1.0]")
+        uniform = self.same(6, 768)
+        share = float(self.encoder([uniform])[0])
+        for metric, name in (("activation_weight", "activation x weight"), ("fisher", "Fisher information")):
+            bench = self.workbench(f"calibrate.importance={metric}", *halves)
+            yield f"uniform widths, {name}, refitted", share, self.judge(bench.supernet.extract(uniform))
 
     def rank_only(self, evaluations: int) -> Iterator[tuple[str, float, Scores]]:
         """Every width kept, every projection factorised: half of each, or as allocated."""
@@ -249,7 +256,7 @@ def stages(seconds: Mapping[str, list[float]], context: Mapping[str, Any]) -> It
 
 def main() -> int:
     arguments = common.parser(__doc__ or "")
-    arguments.add_argument("--only", choices=["hidden"], help="run these rows alone, for one seed")
+    arguments.add_argument("--only", choices=["hidden", "importance"], help="run these rows alone")
     arguments.add_argument("--root", type=Path, default=common.ROOT / "runs" / "one_shot", help="folder of the caches")
     arguments.add_argument("--seeds", type=int, default=3, help="how many")
     options = arguments.parse_args()
@@ -259,12 +266,13 @@ def main() -> int:
         return 0
     found: dict[str, list[tuple[float, Scores]]] = {}
     seconds: dict[str, list[float]] = {}
-    seeds = 1 if options.quick or options.only else options.seeds
-    part = f"_{options.only}" if options.only else "_quick" if options.quick else ""
+    seeds = 1 if options.quick else options.seeds
+    file = "one_shot_quality_quick" if options.quick else "one_shot_quality"
     rows: list[Result] = []
     for seed in range(seeds):
         half = Half(data, options.root, seed)
-        for side, share, scores in half.hidden() if options.only else half.rows(40 if options.quick else 100):
+        parts = getattr(half, options.only)() if options.only else half.rows(40 if options.quick else 100)
+        for side, share, scores in parts:
             found.setdefault(side, []).append((share, scores))
             told = {name: [round(value[m], 3) for m in METRICS] for name, value in scores.items()}
             print(seed, side, round(share, 4), told, file=sys.stderr, flush=True)
@@ -273,7 +281,8 @@ def main() -> int:
         context = common.machine(seeds=list(range(seed + 1)), quick=options.quick, calibration=512)
         # A library that an earlier run left is loaded, not calibrated.
         rows = [*results(found, context), *stages(seconds, context)]
-        path = common.write(f"one_shot_quality{part}", rows, options.output)  # At once: a seed takes ten minutes.
+        told_before = common.merged(file, rows, options.output) if options.only else rows
+        path = common.write(file, told_before, options.output)  # At once: a seed takes ten minutes.
     common.show(rows)
     print(path)
     return 0

@@ -91,6 +91,7 @@ def search(config: DictConfig) -> None:
         make_smoke_assets(bench.root / "smoke")
     check_installed(bench.device)
     stages = SearchBench(bench, DeviceBench(bench))
+    stages.storage.check()
     found = stages.run()
     stages.directory.mkdir(parents=True, exist_ok=True)  # Of a study in a database there may be none yet.
     text = hide_password(json.dumps(bench.config, indent=1, sort_keys=True))

@@ -89,6 +89,13 @@ class Storage:
 class OpensStorage(Protocol):
     """`JournalStorage`, `DatabaseStorage`, `ProxyStorage`."""
 
+    def check(self) -> None:
+        """Refuse at once what could not be opened after hours of work.
+
+        Raises:
+            OSError: There is no connection.
+        """
+
     def open(self, directory: Path) -> Storage:
         """Open the storage for a run folder."""
 
@@ -104,6 +111,9 @@ class JournalStorage:
     def __init__(self, path: str = JOURNAL, *, shared: bool = False) -> None:
         self.path = path
         self.shared = shared
+
+    def check(self) -> None:
+        """Nothing to connect to."""
 
     def open(self, directory: Path) -> Storage:
         """Open it for a run folder."""
@@ -156,11 +166,30 @@ class DatabaseStorage:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(url={hide_password(self._url)!r})"
 
+    def check(self) -> None:
+        """Connect once.
+
+        Raises:
+            OSError: The database cannot be reached or its driver is missing; the password is not in the message.
+        """
+        from sqlalchemy import create_engine
+
+        try:
+            engine = create_engine(self._url)
+            engine.connect().close()
+        except Exception as error:  # noqa: BLE001
+            raise self._refused(error) from None
+        engine.dispose()
+
+    def _refused(self, error: Exception) -> OSError:
+        # Whatever the driver says may quote the URL.
+        return OSError(f"storage: cannot open {hide_password(self._url)}: {hide_password(str(error))}")
+
     def open(self, directory: Path) -> Storage:
         """Connect.
 
         Raises:
-            OSError: The database cannot be reached or its driver is missing; the password is not in the message.
+            OSError: As of `check`.
         """
         from optuna.storages import RDBStorage
 
@@ -174,8 +203,7 @@ class DatabaseStorage:
                 if attempts_left and "already exists" in str(error):
                     time.sleep(0.5)
                     continue
-                # Whatever the driver says may quote the URL.
-                raise OSError(f"storage: cannot open {hide_password(self._url)}: {hide_password(str(error))}") from None
+                raise self._refused(error) from None
         locked = self._url.startswith("postgresql")
         lock = (lambda: _advisory_lock(backend)) if locked else nullcontext
         return Storage(
@@ -216,6 +244,14 @@ class ProxyStorage:
         self.host = host
         self.port = port
         self.timeout_s = timeout_s
+
+    def check(self) -> None:
+        """Wait for the server's answer.
+
+        Raises:
+            OSError: It does not answer, or ``grpcio`` is missing.
+        """
+        self.open(Path())
 
     def open(self, directory: Path) -> Storage:
         """Connect to the server.

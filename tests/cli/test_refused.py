@@ -52,6 +52,13 @@ def test_settings_of_a_search_are_checked_before_anything_is_measured(tmp_path, 
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
+def test_a_storage_that_cannot_be_reached_is_told_before_anything_is_measured(tmp_path, capsys):
+    url = f"storage.url=sqlite:///{tmp_path}/nowhere/study.db"
+    assert run(["search", "experiment=smoke", f"root={tmp_path}", "storage=postgresql", url, *FAST]) == 1
+    assert "storage: cannot open sqlite" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
 def test_a_refused_job_of_a_sweep_leaves_no_folder(searched, root):
     assert searched.is_dir()
     wrong = ["objectives.constraints.latency_ms=0.0001,0.0002", f"hydra.sweep.dir={root}/logs/sweep"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nas.engine.storage import DatabaseStorage, hide_password
+from nas.engine.storage import DatabaseStorage, JournalStorage, ProxyStorage, hide_password
 
 
 def test_a_database_whose_tables_another_worker_is_making_is_opened_a_moment_later(monkeypatch, tmp_path):
@@ -29,6 +29,16 @@ def test_a_database_whose_tables_another_worker_is_making_is_opened_a_moment_lat
     answers += [RuntimeError("it already exists")] * 99
     with pytest.raises(OSError, match="cannot open sqlite"):
         DatabaseStorage(url).open(tmp_path)
+
+
+def test_what_cannot_be_reached_is_refused_before_any_work(tmp_path):
+    DatabaseStorage(f"sqlite:///{tmp_path / 'study.db'}").check()
+    JournalStorage().check()
+    with pytest.raises(OSError, match="cannot open sqlite") as refused:
+        DatabaseStorage(f"sqlite:///{tmp_path / 'nowhere' / 'study.db'}").check()
+    assert "unable to open database file" in str(refused.value)
+    with pytest.raises(OSError, match="no server answers at grpc://localhost:1"):
+        ProxyStorage(port=1, timeout_s=0.2).check()
 
 
 @pytest.mark.parametrize(
