@@ -6,17 +6,20 @@ stored, factors included. Beside ours: Torch-Pruning, dropped layers and truncat
 
     python benchmarks/one_shot_quality.py            # writes benchmarks/results/one_shot_quality.json
     python benchmarks/one_shot_quality.py --quick    # one seed, fewer evaluations of the allocation
-    python benchmarks/one_shot_quality.py --only importance    # the rows of one part, in the place of those of before
+
+What a part found for a seed is kept under ``--root``; a run that was interrupted goes on behind it.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +51,15 @@ METRICS = ("cosine", "recall", "spearman")
 # What each row is held against: cosine and Spearman of prototypes on other sentences.
 REACH = {
     "uniform widths, activation x weight, refitted": ".86 / .87",
-    "uniform widths, Fisher information, refitted": ".86 / .87",
     "uniform widths, optimal brain surgeon": ".875 / .88",
     "widths allocated by one-block replacement": ".91 / .885",
     "rank only, whitened": ".81 / .83",
     "width and rank, uniform": ".88",
     "width and rank, allocated": "better than each alone",
 }
+PARTS = ("mixed", "importance", "ranks", "hidden", "peers")
 Scores = dict[str, dict[str, float]]
+Side = tuple[str, float, Scores]  # Name, share of the block weights, scores; ours first.
 
 
 class Half:
@@ -137,9 +141,9 @@ class Half:
 
     # -- rows -------------------------------------------------------------------------------------------------------
 
-    def rows(self, evaluations: int) -> Iterator[tuple[str, float, Scores]]:
-        """Name, share of the block weights, and scores of every side; ours first."""
-        bench, uniform = self.bench, self.same(6, 768)
+    def mixed(self, evaluations: int) -> Iterator[Side]:
+        """Widths and ranks as allocated by one-block replacement, and uniform ones."""
+        bench = self.bench
         started = time.perf_counter()
         supernet = bench.supernet
         self.seconds["calibrate"] = time.perf_counter() - started
@@ -151,7 +155,7 @@ class Half:
             "width and rank, allocated": chosen,
             "widths allocated by one-block replacement": self.allocated(bench, sensitivity, ranks=False),
             "width and rank, uniform": self.same(9, 768, rank_qkv=96),
-            "uniform widths, optimal brain surgeon": uniform,
+            "uniform widths, optimal brain surgeon": self.same(6, 768),
         }
         for name in ("width and rank, allocated", "widths allocated by one-block replacement"):
             subnet = mixed[name]
@@ -165,12 +169,8 @@ class Half:
             model = supernet.extract(subnet)
             self.seconds["extract"] = time.perf_counter() - started
             yield name, float(self.encoder([subnet])[0]), self.judge(model)
-        yield from self.importance()
-        yield from self.rank_only(evaluations)
-        yield from self.hidden()
-        yield from self.peers(float(self.encoder([uniform])[0]))
 
-    def importance(self) -> Iterator[tuple[str, float, Scores]]:
+    def importance(self, _: int) -> Iterator[Side]:
         """Units ordered once, by other metrics, and one refit of what reads them."""
         halves = ("space=width", "space.choices.heads=[0.5,1.0]", "space.choices.ffn=[0.5,1.0]")
         uniform = self.same(6, 768)
@@ -179,7 +179,7 @@ class Half:
             bench = self.workbench(f"calibrate.importance={metric}", *halves)
             yield f"uniform widths, {name}, refitted", share, self.judge(bench.supernet.extract(uniform))
 
-    def rank_only(self, evaluations: int) -> Iterator[tuple[str, float, Scores]]:
+    def ranks(self, evaluations: int) -> Iterator[Side]:
         """Every width kept, every projection factorised: half of each, or as allocated."""
         ranks = [f"+space.choices.{name}={[0, *levels]}".replace(" ", "") for name, levels in RANK_ONLY.items()]
         full = ("space=width", "space.choices.heads=[1.0]", "space.choices.ffn=[1.0]")
@@ -194,7 +194,7 @@ class Half:
         yield "rank only, allocated", share, self.judge(bench.supernet.extract(chosen))
         yield "rank only, allocated, refitted as a whole", share, self.judge(self.refitted(bench, chosen))
 
-    def hidden(self) -> Iterator[tuple[str, float, Scores]]:
+    def hidden(self, _: int) -> Iterator[Side]:
         """Narrower residual streams, alone and with narrower blocks; and beside them the full stream, refitted, too."""
         widths = ("space=width", "space.choices.heads=[6,8,12]", "space.choices.ffn=[768,992,1536]")
         started = time.perf_counter()
@@ -211,8 +211,9 @@ class Half:
             yield name, share, self.judge(supernet.extract(subnet))
             yield f"{name}, refitted as a whole", share, self.judge(self.refitted(bench, subnet))
 
-    def peers(self, share: float) -> Iterator[tuple[str, float, Scores]]:
+    def peers(self, _: int) -> Iterator[Side]:
         """What people would use instead."""
+        share = float(self.encoder([self.same(6, 768)])[0])
         teacher = self.bench.teacher
         batches = list(self.bench.task.batches("calibration", 32))
         whole = peers.encoder_parameters(teacher)
@@ -243,20 +244,29 @@ def results(found: Mapping[str, list[tuple[float, Scores]]], context: Mapping[st
 def stages(seconds: Mapping[str, list[float]], context: Mapping[str, Any]) -> Iterator[Result]:
     """One row per stage: the median over seeds, and their range."""
     for name, values in seconds.items():
-        yield Result(
-            f"stage: {name}",
-            statistics.median(values),
-            "s",
-            len(values),
-            min(values),
-            max(values),
-            context=dict(context),
-        )
+        yield Result(f"stage: {name}", statistics.median(values), "s", len(values), min(values), max(values), "",
+                     dict(context))  # fmt: skip
+
+
+def part_of(name: str, seed: int, evaluations: int, data: Path, root: Path) -> tuple[list[Side], dict[str, float]]:
+    """Sides and seconds of one part for one seed, as an earlier run left them or made now."""
+    file = root / "parts" / f"{name}_{seed}_{evaluations}.json"
+    if not file.is_file():
+        half = Half(data, root, seed)
+        sides: list[Side] = []
+        for side, share, scores in getattr(half, name)(evaluations):
+            sides.append((side, share, scores))
+            told = {name: [round(value[m], 3) for m in METRICS] for name, value in scores.items()}
+            print(seed, side, round(share, 4), told, file=sys.stderr, flush=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps([sides, half.seconds]), encoding="utf-8")
+    kept, seconds = json.loads(file.read_text(encoding="utf-8"))
+    return kept, seconds
 
 
 def main() -> int:
     arguments = common.parser(__doc__ or "")
-    arguments.add_argument("--only", choices=["hidden", "importance"], help="run these rows alone")
+    arguments.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="which")
     arguments.add_argument("--root", type=Path, default=common.ROOT / "runs" / "one_shot", help="folder of the caches")
     arguments.add_argument("--seeds", type=int, default=3, help="how many")
     options = arguments.parse_args()
@@ -266,23 +276,18 @@ def main() -> int:
         return 0
     found: dict[str, list[tuple[float, Scores]]] = {}
     seconds: dict[str, list[float]] = {}
-    seeds = 1 if options.quick else options.seeds
+    seeds, evaluations = (1, 40) if options.quick else (options.seeds, 100)
     file = "one_shot_quality_quick" if options.quick else "one_shot_quality"
-    rows: list[Result] = []
-    for seed in range(seeds):
-        half = Half(data, options.root, seed)
-        parts = getattr(half, options.only)() if options.only else half.rows(40 if options.quick else 100)
-        for side, share, scores in parts:
+    context = common.machine(seeds=list(range(seeds)), quick=options.quick, calibration=512)
+    for part, seed in product(options.parts, range(seeds)):
+        sides, times = part_of(part, seed, evaluations, data, options.root)
+        for side, share, scores in sides:
             found.setdefault(side, []).append((share, scores))
-            told = {name: [round(value[m], 3) for m in METRICS] for name, value in scores.items()}
-            print(seed, side, round(share, 4), told, file=sys.stderr, flush=True)
-        for name, value in half.seconds.items():
+        for name, value in times.items():
             seconds.setdefault(name, []).append(value)
-        context = common.machine(seeds=list(range(seed + 1)), quick=options.quick, calibration=512)
-        # A library that an earlier run left is loaded, not calibrated.
+        # At once: a part may take ten minutes. A library that an earlier run left is loaded, not calibrated.
         rows = [*results(found, context), *stages(seconds, context)]
-        told_before = common.merged(file, rows, options.output) if options.only else rows
-        path = common.write(file, told_before, options.output)  # At once: a seed takes ten minutes.
+        path = common.write(file, rows, options.output)
     common.show(rows)
     print(path)
     return 0
