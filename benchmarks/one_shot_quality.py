@@ -35,6 +35,7 @@ from nas.engine.sensitivity import Sensitivity, measure_sensitivity
 from nas.evaluation.evaluate import evaluate_model
 from nas.tasks.task import Task
 from nas.workbench import Workbench
+from search_spaces.calibrate import calibrate
 from search_spaces.cost import costs
 from search_spaces.recalibrate import recalibrate
 from search_spaces.subnet import BlockConfig, SubnetConfig
@@ -57,7 +58,7 @@ REACH = {
     "width and rank, uniform": ".88",
     "width and rank, allocated": "better than each alone",
 }
-PARTS = ("mixed", "importance", "ranks", "hidden", "peers")
+PARTS = ("stages", "mixed", "importance", "ranks", "hidden", "peers")
 Scores = dict[str, dict[str, float]]
 Side = tuple[str, float, Scores]  # Name, share of the block weights, scores; ours first.
 
@@ -105,8 +106,6 @@ class Half:
         """Agreement with the teacher on each test split."""
         return {name: evaluate_model(model, task, outputs, "test") for name, (task, outputs) in self.judges.items()}
 
-    # -- subnets ----------------------------------------------------------------------------------------------------
-
     def same(self, heads: int, ffn: int, **ranks: int) -> SubnetConfig:
         """The same block everywhere."""
         shape = self.bench.space.shape
@@ -139,17 +138,10 @@ class Half:
         able = rows[self.encoder(space.decode(rows)) <= limit + 1e-9]
         return space.decode(able[np.argmin(priced(able))][None, :])[0]
 
-    # -- rows -------------------------------------------------------------------------------------------------------
-
     def mixed(self, evaluations: int) -> Iterator[Side]:
         """Widths and ranks as allocated by one-block replacement, and uniform ones."""
-        bench = self.bench
-        started = time.perf_counter()
-        supernet = bench.supernet
-        self.seconds["calibrate"] = time.perf_counter() - started
-        started = time.perf_counter()
+        bench, supernet = self.bench, self.bench.supernet
         sensitivity = measure_sensitivity(bench.space, bench.evaluator.evaluate, "cosine", max_evaluations=evaluations)
-        self.seconds["sensitivity"] = time.perf_counter() - started
         chosen = self.allocated(bench, sensitivity)
         mixed = {
             "width and rank, allocated": chosen,
@@ -162,13 +154,26 @@ class Half:
             model = self.refitted(bench, subnet)
             yield f"{name}, refitted as a whole", float(self.encoder([subnet])[0]), self.judge(model)
         for name, subnet in mixed.items():
-            started = time.perf_counter()
-            supernet.activate(subnet)
-            self.seconds["activate"] = time.perf_counter() - started
-            started = time.perf_counter()
             model = supernet.extract(subnet)
-            self.seconds["extract"] = time.perf_counter() - started
             yield name, float(self.encoder([subnet])[0]), self.judge(model)
+
+    def stages(self, _: int) -> Iterator[Side]:
+        """Seconds alone: of calibration, whatever was kept, and of random subnets, the median of fifty."""
+        bench = self.bench
+        batches = list(bench.task.batches("calibration", 32))
+        started = time.perf_counter()
+        calibrate(bench.teacher, batches, bench.space)
+        self.seconds["calibrate"] = time.perf_counter() - started
+        supernet = bench.supernet
+        subnets = bench.space.sample(np.random.default_rng(self.seed), 50)
+        for name, act in (("activate", supernet.activate), ("extract", supernet.extract)):
+            times = []
+            for subnet in subnets:
+                started = time.perf_counter()
+                act(subnet)
+                times.append(time.perf_counter() - started)
+            self.seconds[name] = statistics.median(times)
+        yield from ()
 
     def importance(self, _: int) -> Iterator[Side]:
         """Units ordered once, by other metrics, and one refit of what reads them."""
@@ -197,10 +202,8 @@ class Half:
     def hidden(self, _: int) -> Iterator[Side]:
         """Narrower residual streams, alone and with narrower blocks; and beside them the full stream, refitted, too."""
         widths = ("space=width", "space.choices.heads=[6,8,12]", "space.choices.ffn=[768,992,1536]")
-        started = time.perf_counter()
         bench = self.workbench(*widths, "+space.choices.hidden_size=[192,288,384]")
         supernet = bench.supernet
-        self.seconds["calibrate, two widths of the stream"] = time.perf_counter() - started
         for name, subnet in {
             "hidden size, uniform": replace(self.same(12, 1536), hidden_size=192),
             "hidden size and width, uniform": replace(self.same(8, 992), hidden_size=288),
@@ -241,7 +244,7 @@ def results(found: Mapping[str, list[tuple[float, Scores]]], context: Mapping[st
                 )  # fmt: skip
 
 
-def stages(seconds: Mapping[str, list[float]], context: Mapping[str, Any]) -> Iterator[Result]:
+def times_of(seconds: Mapping[str, list[float]], context: Mapping[str, Any]) -> Iterator[Result]:
     """One row per stage: the median over seeds, and their range."""
     for name, values in seconds.items():
         yield Result(f"stage: {name}", statistics.median(values), "s", len(values), min(values), max(values), "",
@@ -285,8 +288,8 @@ def main() -> int:
             found.setdefault(side, []).append((share, scores))
         for name, value in times.items():
             seconds.setdefault(name, []).append(value)
-        # At once: a part may take ten minutes. A library that an earlier run left is loaded, not calibrated.
-        rows = [*results(found, context), *stages(seconds, context)]
+        # At once: a part may take ten minutes.
+        rows = [*results(found, context), *times_of(seconds, context)]
         path = common.write(file, rows, options.output)
     common.show(rows)
     print(path)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
 
+MODES = ("pool", "snap")
 SHOWN = (50, 100, 200, 500)
 TARGET = {50: 0.966, 100: 0.986, 200: 0.997, 500: 0.999}
 TARGET_COLUMN = "lat_ms_a100"
@@ -254,6 +255,7 @@ def main() -> int:
         help="run these alone, and replace their rows in what was written before",
     )
     arguments.add_argument("--columns", nargs="*", metavar="NAME", help="replay on these latencies alone")
+    arguments.add_argument("--modes", nargs="*", choices=MODES, default=MODES, help="how to replay")
     arguments.add_argument("--evaluations", type=int, default=500, help="at most so many in a run")
     options = arguments.parse_args()
     warnings.simplefilter("ignore")  # Samplers of Optuna that are marked experimental.
@@ -269,7 +271,7 @@ def main() -> int:
         context = common.machine(table=path.name, profiled_rows=100, rows=len(table.quality))
         for column in (name for name in table.latencies if not options.columns or name in options.columns):
             problems = {seed: Problem.make(table, column, seed) for seed in range(1 if options.quick else 10)}
-            for mode in ("pool", "snap"):
+            for mode in options.modes:
                 wanted = {
                     name: replace(plan, evaluations=min(plan.evaluations, options.evaluations))
                     for name, plan in plans(mode, column, quick=options.quick).items()
@@ -278,7 +280,7 @@ def main() -> int:
                 results += block(problems, column, mode, wanted, context, quick=options.quick)
                 if options.engines and wanted:  # At once: the next column may take half an hour.
                     common.write(name, common.merged(name, results, options.output), options.output)
-    if options.engines or options.columns:
+    if options.engines or options.columns or options.modes != MODES:
         results = common.merged(name, results, options.output)
     common.show(results)
     print(common.write(name, results, options.output))
