@@ -24,6 +24,7 @@ from starlette.staticfiles import StaticFiles
 
 from nas.dashboard import formats
 from nas.dashboard.jobs import Jobs
+from nas.dashboard.spreadsheet import trials_csv
 from nas.dashboard.studies import Study
 from nas.dashboard.view import PAGES, View
 from nas.dashboard.watch import Snapshot, Watch
@@ -149,8 +150,6 @@ class Dashboard:
 
     def csv(self, request: Request) -> Response:
         """All trials of the chosen studies as CSV."""
-        from nas.dashboard.pages.front import trials_csv
-
         snapshot = self.watch.look()
         view = View("front", tuple(request.query_params.multi_items()))
         text = trials_csv(view.studies(snapshot.studies))
