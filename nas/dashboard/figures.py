@@ -43,8 +43,8 @@ class Axes:
 
 def front_figure(studies: Sequence[Study], axes: Axes) -> Figure:
     """Quality against cost: every trial, the fronts with intervals, measured models, baselines and limits."""
-    layout = base_layout(axes.x, axes.y)
-    layout |= {"hovermode": "closest", "height": 520, "shapes": [], "annotations": []}
+    layout = base_layout(axes.x, axes.y, 520)
+    layout |= {"hovermode": "closest", "shapes": [], "annotations": []}
     layout["xaxis"]["rangemode"] = "tozero"
     for name in axes.log:
         layout[f"{name}axis"]["type"] = "log"
@@ -230,8 +230,8 @@ def lines_figure(lines: Sequence[tuple[str, Floats, Floats]], x: str, y: str, *,
         )
     if not traces:
         return None
-    layout = base_layout(x, y)
-    layout |= {"height": 340, "showlegend": len(traces) > 1}
+    layout = base_layout(x, y, 340)
+    layout |= {"showlegend": len(traces) > 1}
     layout["xaxis"]["rangemode"] = "tozero"
     return {"data": traces, "layout": layout}
 

@@ -43,8 +43,8 @@ def error_figure(trust: Trust) -> Figure:
     errors = 100.0 * trust.errors
     half = max(float(np.abs(errors).max()), 1.0)
     counts, edges = np.histogram(errors, bins=min(31, max(9, len(errors) // 4)), range=(-half, half))
-    layout = base_layout("predicted over measured, %", "subnets")
-    layout |= {"height": 300, "bargap": 0.05, "showlegend": False}
+    layout = base_layout("predicted over measured, %", "subnets", 300)
+    layout |= {"bargap": 0.05, "showlegend": False}
     layout["shapes"] = [dashed_line(x0=0, x1=0, y0=0, y1=1, yref="paper")]
     trace: Figure = {"type": "bar", "x": [round_for_page(v) for v in (edges[:-1] + edges[1:]) / 2]}
     trace |= {"y": counts.tolist(), "marker": {"color": "var(--series-0)"}}
@@ -56,8 +56,8 @@ def learning_figure(trust: Trust) -> Figure | None:
     if len(trust.learning) < 2:
         return None
     points = trust.learning
-    layout = base_layout("subnets fitted to", "mean absolute error, %")
-    layout |= {"height": 300, "showlegend": False}
+    layout = base_layout("subnets fitted to", "mean absolute error, %", 300)
+    layout |= {"showlegend": False}
     layout["yaxis"]["rangemode"] = "tozero"
     trace = {
         "type": "scatter",
@@ -82,8 +82,7 @@ def learning_figure(trust: Trust) -> Figure | None:
 def drift_figure(trust: Trust) -> Figure:
     """The reference model's level and the predictor's errors, in the order in which subnets were measured."""
     order = list(range(1, len(trust.measured) + 1))
-    layout = base_layout("place in the measurement's order", "off the usual level, %")
-    layout |= {"height": 320}
+    layout = base_layout("order of measurement", "off the usual level, %", 320)
     layout["shapes"] = [dashed_line(x0=0, x1=len(order) + 1, y0=0, y1=0)]
     traces: list[Figure] = []
     for segment in trust.drift.segments if trust.drift else ():
@@ -115,8 +114,8 @@ def drift_figure(trust: Trust) -> Figure:
 def coverage_figure(trust: Trust) -> Figure:
     """Share of measurements inside the intervals, against what the intervals promise."""
     aims, shares = zip(*trust.coverage, strict=True)
-    layout = base_layout("promised, %", "inside, %")
-    layout |= {"height": 300, "showlegend": False}
+    layout = base_layout("promised, %", "inside, %", 300)
+    layout |= {"showlegend": False}
     layout["xaxis"]["range"], layout["yaxis"]["range"] = [45, 100], [0, 102]
     layout["shapes"] = [dashed_line(x0=45, x1=100, y0=45, y1=100)]
     trace: Figure = {"type": "scatter", "mode": "lines+markers", "line": {"color": "var(--series-2)", "width": 2}}

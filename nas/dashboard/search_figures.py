@@ -121,8 +121,7 @@ def promotions_figure(trials: Trials) -> Figure | None:
     for line in promoted[-200:]:
         x += [*(f"{steps} steps" for steps, _ in line), None]
         y += [*(round_for_page(value) for _, value in line), None]
-    layout = base_layout("", trials.quality)
-    layout |= {"height": 320}
+    layout = base_layout("", trials.quality, 320)
     layout["xaxis"] |= {"type": "category"}
     trace: Figure = {"type": "scatter", "mode": "lines+markers", "x": x, "y": y, "marker": {"size": 5}, "opacity": 0.6}
     trace |= {"line": {"color": "var(--series-0)", "width": 1}, "hovertemplate": "%{x}: %{y:.4g}<extra></extra>"}
@@ -147,8 +146,8 @@ def outcomes_figure(trials: Trials, bins: int = 40) -> Figure | None:
     minutes = (ended - start) / 60.0
     width = max(float(minutes[known].max()) / bins, 1e-3)
     edges = np.arange(bins + 1) * width
-    layout = base_layout("minutes since the first", "trials per minute")
-    layout |= {"height": 320, "barmode": "stack", "bargap": 0.06}
+    layout = base_layout("minutes since the first", "trials per minute", 320)
+    layout |= {"barmode": "stack", "bargap": 0.06}
     names = np.array([row.outcome for row in trials.rows])
     traces = []
     for name, colour in zip(OUTCOMES, COLOURS, strict=True):
@@ -179,8 +178,8 @@ def importance_figure(importances: Mapping[str, float]) -> Figure:
         ]
         return heat_figure(values, [str(block) for block in blocks], kinds, ("block", "importance"), ".0%")
     top = sorted(importances.items(), key=lambda item: item[1])[-20:]
-    layout = base_layout("importance", "")
-    layout |= {"height": 90 + 22 * len(top), "showlegend": False}
+    layout = base_layout("importance", "", 90 + 22 * len(top))
+    layout["showlegend"] = False
     layout["xaxis"] |= {"tickformat": ".0%"}
     trace: Figure = {"type": "bar", "orientation": "h", "x": [round_for_page(value) for _, value in top]}
     trace |= {"y": [html.escape(name) for name, _ in top], "marker": {"color": "var(--series-0)"}}

@@ -85,17 +85,17 @@ def _latency(trust: Trust, figures: Mapping[str, Figure | None]) -> str:
         ("errors", "Errors", "Histogram of relative errors"),
         ("coverage", "Coverage of the intervals", "Coverage of the intervals"),
         ("learning", "Learning curve", "Error by number of measured subnets"),
+        ("drift", "Drift over the order of measurement", "Residuals and reference model in order of measurement"),
     ]
-
-    def box(name: str, title: str, label: str) -> str:
-        figure = figures.get(name)
-        return f"<div><h3>{title}</h3>{figure_box(name, label, figure)}</div>" if figure else ""
-
+    drawn = [
+        f"<div><h3>{title}</h3>{figure_box(name, label, figures[name])}</div>"
+        for name, title, label in boxes
+        if figures.get(name)
+    ]
     return (
         "<h3>Cross-validated on the profile</h3>"
         + _note("Every profiled subnet is predicted by a predictor that was fitted without it.")
-        + f'{_facts(facts)}<div class="columns">{"".join(box(*row) for row in boxes)}</div>'
-        + box("drift", "Drift over the order of measurement", "Residuals and reference model in order of measurement")
+        + f'{_facts(facts)}<div class="columns">{"".join(drawn)}</div>'
     )
 
 

@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 
 from nas.dashboard.app import Dashboard, make_app
 from nas.dashboard.figures import Axes, blocks_in_words, front_figure
+from nas.dashboard.formats import format_breakable
 from nas.dashboard.jobs import Jobs
 from nas.dashboard.search_figures import failures, rungs
 from nas.dashboard.view import PAGES, Pin, View
@@ -291,6 +292,23 @@ def test_assets_are_served_and_nothing_else(client):
         answer = client.get(path)
         assert answer.status_code == 404, path
     assert client.get("/", follow_redirects=False).headers["location"] == "/sweeps"
+
+
+def test_an_error_of_a_page_is_told_as_text(dashboard, monkeypatch):
+    def broken(view):
+        raise KeyError(EVIL)
+
+    client = TestClient(make_app(dashboard), raise_server_exceptions=False)
+    monkeypatch.setattr(dashboard, "draw", broken)
+    answer = client.get("/front?study=first")
+    assert answer.status_code == 500
+    assert "cannot be drawn" in answer.text
+    assert "KeyError" in answer.text
+    assert not {"img", "script"} & set(Tags(answer.text).found)
+
+
+def test_names_may_be_broken_and_stay_text():
+    assert str(format_breakable("a_b-<i>")) == "a_<wbr>b-<wbr>&lt;i&gt;"
 
 
 def test_optunas_dashboard_reads_every_study_and_changes_none(root):
