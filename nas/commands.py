@@ -107,8 +107,8 @@ def search(config: DictConfig) -> None:
 
             study_cards(bench, stages.directory)
     found_report.save(stages.directory / DATA_NAME)
-    watch, (study,) = find_studies(bench.root, build(bench.config["storage"]), [stages.directory.name])
-    redraw(found_report, stages.directory, watch, study, bench.mode)
+    watch, studies = find_studies(bench.root, build(bench.config["storage"]), [stages.directory.name])
+    redraw(found_report, stages.directory, watch, studies[0], bench.mode)
 
 
 def give_own_study(config: DictConfig, swept: Sequence[str]) -> None:
@@ -223,7 +223,10 @@ def doctor(config: DictConfig) -> None:
     for check in examine(Path(options["root"]), build(options["storage"]), float(options["check_seconds"])):
         checks.append(check)
         table.add_row(Text(check.name), Text(check.state, colours[check.state]), Text(check.found), Text(check.mend))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 160)  # Nothing in a file or a pipe is 80 columns wide.
+    console.print(table)
     counts = count_states(checks)
     print(f"{counts['ok']} ok, {counts['note']} notes, {counts['problem']} problems")
     if counts["problem"]:
