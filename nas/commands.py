@@ -82,8 +82,7 @@ def search(config: DictConfig) -> None:
     from nas.engine.storage import hide_password
     from nas.finishing import Finish
     from nas.measuring import DeviceBench
-    from nas.redrawing import find_studies, redraw
-    from nas.reports.report import DATA_NAME
+    from nas.redrawing import report_found
     from nas.searching import SearchBench
     from nas.smoke import make_smoke_assets
 
@@ -106,9 +105,7 @@ def search(config: DictConfig) -> None:
             from nas.cards import study_cards
 
             study_cards(bench, stages.directory)
-    found_report.save(stages.directory / DATA_NAME)
-    watch, studies = find_studies(bench.root, build(bench.config["storage"]), [stages.directory.name])
-    redraw(found_report, stages.directory, watch, studies[0], bench.mode)
+    report_found(found_report, stages.directory, bench.root, build(bench.config["storage"]), bench.mode)
 
 
 def give_own_study(config: DictConfig, swept: Sequence[str]) -> None:

@@ -8,16 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nas.cards import load_cards
 from nas.dashboard.profiles import find_profile, judge, predictor_settings
 from nas.dashboard.search_figures import MIN_TRIALS, importances
 from nas.dashboard.studies import Study
 from nas.dashboard.watch import Watch
 from nas.progress import Mode, Progress
 from nas.reports.data import Report
+from nas.reports.page import NO_PARTS, StudyParts
+from nas.reports.report import DATA_NAME, write_report
+from nas.reports.study_parts import study_parts
+from nas.reports.tables import print_table
 
 if TYPE_CHECKING:
     from latency_models.trust import Trust
-    from nas.reports.page import StudyParts
 
 
 def find_studies(root: Path, storage: Any, wanted: Sequence[str]) -> tuple[Watch, list[Study]]:
@@ -43,6 +47,25 @@ def no_study(root: Path, name: str, known: Sequence[str]) -> str:
     return f"`study` must be one of {', '.join(known) or '(none yet)'} below {root}, not {name!r}."
 
 
+def report_found(report: Report, directory: Path, root: Path, storage: Any, mode: Mode) -> None:
+    """Report a search that has just ended, as `nas report` does later.
+
+    Args:
+        report: What the search found.
+        directory: The study's folder.
+        root: Folder of the studies.
+        storage: How studies are kept.
+        mode: How progress is shown.
+    """
+    report.save(directory / DATA_NAME)
+    try:
+        watch, studies = find_studies(root, storage, [directory.name])
+    except FileNotFoundError:  # Hours of search are reported even where its storage is gone, or names it otherwise.
+        _write(report, directory, NO_PARTS, keep=True)
+        return
+    redraw(report, directory, watch, studies[0], mode)
+
+
 def redraw(report: Report, directory: Path, watch: Watch, study: Study, mode: Mode = "auto") -> None:
     """Write a report with the figures of its study's trials and profile, and print its table.
 
@@ -53,26 +76,20 @@ def redraw(report: Report, directory: Path, watch: Watch, study: Study, mode: Mo
         study: With its trials.
         mode: How progress is shown.
     """
-    from nas.cards import load_cards
-    from nas.reports.report import write_report
-    from nas.reports.tables import print_table
+    goals = study.trials.objectives.goals if int(study.trials.feasible.sum()) >= MIN_TRIALS else {}
+    loaded = watch.load(study) if goals else None
+    found = {goal: importances(loaded, column) for column, goal in enumerate(goals) if loaded is not None}
+    parts = study_parts(study, found, _trust(watch.root, study, mode))
+    _write(report, directory, parts, keep=study.report is not None)
 
+
+def _write(report: Report, directory: Path, parts: StudyParts, *, keep: bool) -> None:
     report = replace(report, cards=tuple(card.to_dict() for card in load_cards(directory)))
-    parts = _parts(watch, study, mode)
-    files = write_report(report, directory, parts, keep=study.report is not None)
+    files = write_report(report, directory, parts, keep=keep)
     print_table(report, sys.stdout)
     for command in report.commands:
         print(f"{command.purpose}:\n  {command.text}")
     print(f"Models: {directory / 'models'}\nReport: {files.html}")
-
-
-def _parts(watch: Watch, study: Study, mode: Mode) -> StudyParts:
-    from nas.reports.study_parts import study_parts
-
-    goals = study.trials.objectives.goals if int(study.trials.feasible.sum()) >= MIN_TRIALS else {}
-    loaded = watch.load(study) if goals else None
-    found = {goal: importances(loaded, column) for column, goal in enumerate(goals) if loaded is not None}
-    return study_parts(study, found, _trust(watch.root, study, mode))
 
 
 def _trust(root: Path, study: Study, mode: Mode) -> Trust | None:

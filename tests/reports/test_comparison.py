@@ -15,8 +15,10 @@ from nas.__main__ import run
 from nas.dashboard.search_figures import importances
 from nas.dashboard.trials import Trials
 from nas.dashboard.watch import Watch
-from nas.engine.storage import DatabaseStorage
+from nas.engine.storage import DatabaseStorage, JournalStorage
+from nas.redrawing import report_found
 from nas.reports.comparison import write_comparison
+from nas.reports.data import Report
 from nas.reports.page import render_page
 from nas.reports.report import write_report
 from nas.reports.stored import stored_report
@@ -117,6 +119,14 @@ def test_a_report_has_the_figures_of_the_pages(studies, root, tmp_path):
     assert len(rows) == len(studies[0].trials)
     again = study_parts(studies[0], {"cosine": importances_of}, trust)
     assert render_page(stored_report(studies[0]), again) == page
+
+
+def test_a_search_is_reported_even_without_its_storage(tmp_path, capsys):
+    (tmp_path / "lost").mkdir()
+    report_found(make_report(study="lost"), tmp_path / "lost", tmp_path, JournalStorage(), "quiet")
+    assert (tmp_path / "lost" / "report.html").is_file()
+    assert Report.load(tmp_path / "lost" / "report.json").study == "lost"
+    assert "report.html" in capsys.readouterr().out
 
 
 def test_failures_and_rungs_stand_in_the_report_as_text(studies, tmp_path):
