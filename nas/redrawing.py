@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latency_models.profile import DeviceProfile
 from nas.cards import load_cards
 from nas.dashboard.profiles import find_profile, judge, predictor_settings
 from nas.dashboard.search_figures import MIN_TRIALS, importances
@@ -22,6 +23,10 @@ from nas.reports.tables import print_table
 
 if TYPE_CHECKING:
     from latency_models.trust import Trust
+
+
+# Of fewer measured subnets, the share inside an interval of 95 % is that of a few rows.
+LEAST_ROWS = 20
 
 
 def find_studies(root: Path, storage: Any, wanted: Sequence[str]) -> tuple[Watch, list[Study]]:
@@ -96,8 +101,10 @@ def _trust(root: Path, study: Study, mode: Mode) -> Trust | None:
     """The cross-validation of the study's latency predictor; None without a profile, or with too small a one."""
     if (path := find_profile(root, study.facts)) is None:
         return None
-    with Progress("Judging the latency model", mode=mode):
-        try:
-            return judge(path, *predictor_settings(study))
-        except ValueError:
+    try:
+        if len(DeviceProfile.read(path).latest()) < LEAST_ROWS:
             return None
+        with Progress("Judging the latency model", mode=mode):
+            return judge(path, *predictor_settings(study))
+    except ValueError:
+        return None
