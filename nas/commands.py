@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,6 @@ from nas.workbench import Workbench
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-    from nas.reports.data import Report
 
 
 def devices(config: DictConfig) -> None:
@@ -80,9 +78,11 @@ def train(config: DictConfig) -> None:
 def search(config: DictConfig) -> None:
     """Search, export the best subnets, measure them and report: does whatever is missing."""
     from latency_models.backends.base import check_installed
+    from nas.config import build
     from nas.engine.storage import hide_password
     from nas.finishing import Finish
     from nas.measuring import DeviceBench
+    from nas.redrawing import report_found
     from nas.searching import SearchBench
     from nas.smoke import make_smoke_assets
 
@@ -101,12 +101,12 @@ def search(config: DictConfig) -> None:
         print(f"{len(found.candidates)} subnets, {len(found.front)} of them on the front: nas pareto study={study}")
         return
     with stages.undisturbed():
-        report_data = Finish(stages).run(found)
+        found_report = Finish(stages).run(found)
         if bench.config["finalists"]["cards"]:
             from nas.cards import study_cards
 
             study_cards(bench, stages.directory)
-    _write(report_data, stages.directory)
+    report_found(found_report, stages.directory, bench.root, build(bench.config["storage"]), bench.mode)
 
 
 def give_own_study(config: DictConfig, swept: Sequence[str]) -> None:
@@ -185,29 +185,20 @@ def compare(config: DictConfig) -> None:
 def report(config: DictConfig) -> None:
     """Draw the report of a study, or one of several, again from what was stored."""
     from nas.config import build
-    from nas.dashboard.watch import Watch
+    from nas.redrawing import find_studies, redraw
     from nas.reports.stored import stored_report
     from nas.studies import plain_name
 
     options = plain(config)
-    wanted = options["study"] if isinstance(options["study"], list) else [options["study"]]
+    given = options["study"] if isinstance(options["study"], list) else [options["study"]]
+    wanted = [plain_name(name) for name in given]
     root = Path(options["root"])
-    for name in wanted:
-        plain_name(name)
-    storage = build(options["storage"])
-    snapshot = Watch(root, storage, only=wanted).read()
-    if not set(wanted) <= set(snapshot.studies):
-        snapshot = Watch(root, storage).read()  # A study's folder may have another name.
-    for name in wanted:
-        if name not in snapshot.studies:
-            problem = next((text for text in snapshot.problems if f"/{name}/" in text), "")
-            raise FileNotFoundError(problem or _no_study(root, str(name), snapshot.studies))
-    studies = [snapshot.studies[name] for name in wanted]
+    watch, studies = find_studies(root, build(options["storage"]), wanted)
     if len(studies) == 1:
         if studies[0].problem:
             raise ValueError(studies[0].problem)
-        found, directory = stored_report(studies[0]), studies[0].facts.directory or root / wanted[0]
-        _write(found, directory, keep=studies[0].report is not None)
+        directory = studies[0].facts.directory or root / wanted[0]
+        redraw(stored_report(studies[0]), directory, watch, studies[0], options["progress"])
         return
     from nas.reports.comparison import write_comparison
 
@@ -230,7 +221,10 @@ def doctor(config: DictConfig) -> None:
     for check in examine(Path(options["root"]), build(options["storage"]), float(options["check_seconds"])):
         checks.append(check)
         table.add_row(Text(check.name), Text(check.state, colours[check.state]), Text(check.found), Text(check.mend))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 160)  # Nothing in a file or a pipe is 80 columns wide.
+    console.print(table)
     counts = count_states(checks)
     print(f"{counts['ok']} ok, {counts['note']} notes, {counts['problem']} problems")
     if counts["problem"]:
@@ -265,35 +259,17 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def _with_study(config: dict[str, Any]) -> dict[str, Any]:
     """A study's own configuration, with the few options that exporting it has."""
+    from nas.redrawing import no_study
     from nas.studies import study_directory
 
     directory = study_directory(Workbench(config))
     path = directory / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(_no_study(directory.parent, directory.name, _with_config(directory.parent)))
+        raise FileNotFoundError(no_study(directory.parent, directory.name, _with_config(directory.parent)))
     stored = json.loads(path.read_text(encoding="utf-8"))
     own = ("root", "study", "progress", "torch_threads", "pick", "under", "directory")
     return {**stored, **{key: config[key] for key in (*own, "format", "precision", "distil", "temperature", "measure")}}
 
 
-def _no_study(root: Path, name: str, known: Iterable[str]) -> str:
-    return f"`study` must be one of {', '.join(known) or '(none yet)'} below {root}, not {name!r}."
-
-
 def _with_config(root: Path) -> list[str]:
     return sorted(path.parent.name for path in root.glob("*/config.json"))
-
-
-def _write(data: Report, directory: Path, *, keep: bool = True) -> None:
-    from dataclasses import replace
-
-    from nas.cards import load_cards
-    from nas.reports.report import write_report
-    from nas.reports.tables import print_table
-
-    data = replace(data, cards=tuple(card.to_dict() for card in load_cards(directory)))
-    files = write_report(data, directory, keep=keep)
-    print_table(data, sys.stdout)
-    for command in data.commands:
-        print(f"{command.purpose}:\n  {command.text}")
-    print(f"Models: {directory / 'models'}\nReport: {files.html}")

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 State = Literal["ok", "note", "problem"]
+# Those whose versions a report of a problem must name.
+TOLD = ("torch", "transformers", "optuna", "onnxruntime", "scikit-learn")
 LEAST_FREE_GB, LEAST_MEMORY_GB = 5.0, 4.0
 
 
@@ -89,7 +91,8 @@ def check_packages(name: str = "hwnas") -> Iterator[Check]:
     if wrong:
         yield Check("packages", "problem", ", ".join(wrong), "pip install --upgrade hwnas")
     else:
-        yield Check("packages", "ok", f"hwnas {version(name)}, {count} packages")
+        told = ", ".join(f"{one} {version(one)}" for one in (name, *TOLD))
+        yield Check("packages", "ok", f"{told}; all {count} fit")
     for extra, package in (("openvino", "openvino"), ("tensorrt", "tensorrt"), ("dashboard", "optuna-dashboard")):
         if package in optional:
             yield Check(f"extra {extra}", "note", "not installed", f"pip install 'hwnas[{extra}]' where it is wanted")

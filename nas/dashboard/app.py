@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -24,6 +24,7 @@ from starlette.staticfiles import StaticFiles
 
 from nas.dashboard import formats
 from nas.dashboard.jobs import Jobs
+from nas.dashboard.spreadsheet import trials_csv
 from nas.dashboard.studies import Study
 from nas.dashboard.view import PAGES, View
 from nas.dashboard.watch import Snapshot, Watch
@@ -149,8 +150,6 @@ class Dashboard:
 
     def csv(self, request: Request) -> Response:
         """All trials of the chosen studies as CSV."""
-        from nas.dashboard.pages.front import trials_csv
-
         snapshot = self.watch.look()
         view = View("front", tuple(request.query_params.multi_items()))
         text = trials_csv(view.studies(snapshot.studies))
@@ -183,7 +182,7 @@ def make_app(dashboard: Dashboard, fallback: ASGIApp | None = None, middleware: 
     return Starlette(
         routes=routes,
         middleware=[*middleware, Middleware(GZipMiddleware, minimum_size=2000, compresslevel=5)],
-        exception_handlers={404: _not_found},
+        exception_handlers={404: _not_found, 500: _broken},
     )
 
 
@@ -223,11 +222,24 @@ def _assets_version() -> str:
 
 
 def _not_found(_request: Request, _error: Exception) -> Response:
+    return _told("There is no such page", "", 404)
+
+
+def _broken(request: Request, error: Exception) -> Response:
+    """The error's whole story stands in the terminal: uvicorn writes it there."""
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = f"{request.url.path} met an error of its own: {reason[:300]}. The terminal of nas dashboard tells more."
+    return _told("This page cannot be drawn", text, 500)
+
+
+def _told(title: str, text: str, status: int) -> Response:
+    """A page that says what is wrong, and leads back."""
     return HTMLResponse(
         '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        "<title>hwnas: not found</title><h1>There is no such page</h1>"
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<title>hwnas: {escape(title)}</title><h1>{escape(title)}</h1><p>{escape(text)}</p>"
         '<p><a href="/sweeps">All studies</a></p></html>',
-        404,
+        status,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,12 @@ from nas.engine.pareto import Floats
 from nas.reports.data import ModelRow
 from nas.reports.figure_parts import PRECISION_COLOURS, PRECISION_SYMBOLS, Figure, base_layout, dashed_line
 from nas.reports.tables import describe
+from search_spaces.subnet import RANKS, SubnetConfig
 
 SERIES = 8
 BASELINES = ("uniform", "largest", "smallest")
+# A line of more numbers is wider than a phone.
+MOST_BLOCKS = 16
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class Axes:
 
 def front_figure(studies: Sequence[Study], axes: Axes) -> Figure:
     """Quality against cost: every trial, the fronts with intervals, measured models, baselines and limits."""
-    layout = base_layout(axes.x, axes.y)
-    layout |= {"hovermode": "closest", "height": 520, "shapes": [], "annotations": []}
+    layout = base_layout(axes.x, axes.y, 520)
+    layout |= {"hovermode": "closest", "shapes": [], "annotations": []}
     layout["xaxis"]["rangemode"] = "tozero"
     for name in axes.log:
         layout[f"{name}axis"]["type"] = "log"
@@ -68,7 +72,7 @@ def _study_traces(study: Study, axes: Axes, colour: str, prefix: str) -> list[Fi
         points = np.flatnonzero(rest & (trials.feasible == able))
         points = points[thin(x[points], y[points])]
         if points.size:
-            marker = {"color": colour, "size": 5, "symbol": symbol, "opacity": 0.35}
+            marker = {"color": colour, "size": 5, "symbol": symbol, "opacity": 0.5}
             marker["line"] = {"color": colour, "width": 0 if able else 1}
             traces.append(_points(study, points, axes, prefix + name, marker))
     if baselines.any():
@@ -96,11 +100,30 @@ def _points(study: Study, indices: Any, axes: Axes, name: str, marker: Figure) -
         "x": [round_for_page(v) for v in study.trials.column(axes.x)[indices]],
         "y": [round_for_page(v) for v in study.trials.column(axes.y)[indices]],
         "marker": marker,
-        "text": [f"trial {rows[i].number}" for i in indices],
+        "text": [f"<b>trial {rows[i].number}</b>{blocks_in_words(rows[i].subnet)}" for i in indices],
         "customdata": [str(Pin(study.key, int(i))) for i in indices],
-        "hovertemplate": f"<b>%{{text}}</b><br>{html.escape(axes.x)} %{{x:.4g}}<br>{html.escape(axes.y)} "
+        "hovertemplate": f"%{{text}}<br>{html.escape(axes.x)} %{{x:.4g}}<br>{html.escape(axes.y)} "
         f"%{{y:.4g}}<extra>{name}</extra>",
     }
+
+
+@lru_cache(maxsize=20_000)
+def blocks_in_words(subnet: str) -> str:
+    """What a hover tells of an architecture, from its JSON: a line for each kind of choice, a number for each block."""
+    try:
+        found = SubnetConfig.from_json(subnet)
+    except ValueError:
+        return ""
+    if len(found.blocks) > MOST_BLOCKS:
+        return f"<br>{html.escape(describe(found))}"
+    kinds: dict[str, list[Any]] = {"heads": [block.heads for block in found.blocks]}
+    kinds["FFN"] = [block.ffn for block in found.blocks]
+    kinds |= {name.replace("_", " "): [getattr(block, name) for block in found.blocks] for name in RANKS}
+    lines = [f"<br>{kind}: {' '.join(str(n or '-') for n in sizes)}" for kind, sizes in kinds.items() if any(sizes)]
+    precisions = [block.precision for block in found.blocks]
+    if set(precisions) != {"fp32"}:
+        lines.append(f"<br>precision: {html.escape(' '.join(precisions))}")
+    return "".join(lines) + (f"<br>hidden size: {found.hidden_size}" if found.hidden_size else "")
 
 
 def _intervals(study: Study, front: Any, name: str, colour: str) -> Figure | None:
@@ -207,8 +230,8 @@ def lines_figure(lines: Sequence[tuple[str, Floats, Floats]], x: str, y: str, *,
         )
     if not traces:
         return None
-    layout = base_layout(x, y)
-    layout |= {"height": 340, "showlegend": len(traces) > 1}
+    layout = base_layout(x, y, 340)
+    layout |= {"showlegend": len(traces) > 1}
     layout["xaxis"]["rangemode"] = "tozero"
     return {"data": traces, "layout": layout}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -44,6 +45,15 @@ def format_stacked(text: str) -> Markup:
     return Markup(interval_cell(text))  # noqa: S704 - it escapes the text
 
 
+_AFTER = {"-": Markup("-<wbr>"), "_": Markup("_<wbr>")}
+
+
+def format_breakable(name: str) -> Markup:
+    """A name that may be broken after its hyphens and underscores."""
+    pieces = re.split("([-_])", name)
+    return Markup("").join(_AFTER.get(piece, piece) for piece in pieces)  # Joining escapes what is plain text.
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
     "number": format_number,
     "count": format_count,
@@ -53,5 +63,6 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "duration": format_duration,
     "ago": format_ago,
     "stacked": format_stacked,
+    "breakable": format_breakable,
     "prefixed": lambda text, prefix: f"{prefix}{text}",
 }

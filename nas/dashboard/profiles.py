@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nas.dashboard.studies import StudyFacts
+from nas.dashboard.studies import Study, StudyFacts
 
 if TYPE_CHECKING:
     from latency_models.trust import Trust
@@ -53,3 +53,13 @@ def judge(path: Path, predictor: str, confidence: float) -> Trust:
     make = PREDICTORS.get(predictor, auto)
     shape, workload = profile.header.shape, profile.header.workload
     return cross_validate(profile, lambda: SubnetPredictor(shape, workload, make(0)), confidence=confidence)
+
+
+def predictor_settings(study: Study) -> tuple[str, float]:
+    """Name and confidence of the study's predictor, from the configuration that its search left."""
+    directory = study.facts.directory
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8")) if directory else {}
+        return str(config["predictor"]["name"]), float(config["objectives"]["confidence"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "auto", 0.9

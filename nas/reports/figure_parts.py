@@ -35,8 +35,14 @@ def dashed_line(**where: Any) -> Figure:
     return {"type": "line", "line": {"color": "var(--muted)", "width": 1, "dash": "dash"}, "layer": "below", **where}
 
 
-def base_layout(x: str, y: str) -> Figure:
-    """A layout with titled axes; what is not data is transparent, so that it stands on any background."""
+def base_layout(x: str, y: str, height: int = 460) -> Figure:
+    """A layout with titled axes; what is not data is transparent, so that it stands on any background.
+
+    Args:
+        x: Title of the horizontal axis.
+        y: Title of the vertical axis.
+        height: Of the whole figure, in pixels.
+    """
 
     def axis(title: str) -> Figure:
         return {
@@ -48,14 +54,15 @@ def base_layout(x: str, y: str) -> Figure:
         }
 
     return {
-        "height": 460,
+        "height": height,
         "margin": {"l": 8, "r": 12, "t": 30, "b": 8},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": "var(--ink)", "size": 13, "family": "system-ui, sans-serif"},
         "hoverlabel": {"bgcolor": "var(--card)", "bordercolor": "var(--line)", "font": {"color": "var(--ink)"}},
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "var(--faint)", "activecolor": "var(--ink)"},
-        "legend": {"orientation": "h", "y": -0.18, "yanchor": "top", "x": 0},
+        # As far below the axis in low figures as in high ones: its title stands between.
+        "legend": {"orientation": "h", "y": -83 / height, "yanchor": "top", "x": 0},
         "xaxis": axis(x),
         "yaxis": axis(y),
     }
@@ -80,10 +87,9 @@ def heat_figure(
         digits: Format of the numbers, which Python and d3 read alike.
         zeros: Whether zeros are written; without them the eye finds what is not zero.
     """
-    layout = base_layout(titles[0], "")
+    layout = base_layout(titles[0], "", max(200, 120 + 22 * len(y)))
     layout["xaxis"] |= {"type": "category", "showgrid": False}
     layout["yaxis"] |= {"type": "category", "autorange": "reversed", "showgrid": False}
-    layout["height"] = max(200, 120 + 22 * len(y))
     trace = {
         "type": "heatmap",
         "z": [list(row) for row in values],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -24,10 +26,42 @@ from nas.reports.tables import (
 )
 
 
-def render_page(report: Report) -> str:
-    """The whole page as text; equal reports give equal text."""
+@dataclass(frozen=True)
+class StudyParts:
+    """Parts of a report that its study's trials and profile give; all empty where only the report's data are there.
+
+    Args:
+        front: The front over all trials, with limits and baselines; in place of the figure of the report's data.
+        agreement: HTML: what the front agrees on.
+        latency: HTML: how the profile judges the latency model.
+        search: HTML: how the search went.
+        markdown: The search, as Markdown.
+        csv: All trials.
+        figures: What the HTML refers to, by name.
+    """
+
+    front: Figure | None = None
+    agreement: str = ""
+    latency: str = ""
+    search: str = ""
+    markdown: str = ""
+    csv: str = ""
+    figures: Mapping[str, Figure | None] = field(default_factory=dict)
+
+
+NO_PARTS = StudyParts()
+
+
+def render_page(report: Report, parts: StudyParts = NO_PARTS) -> str:
+    """The whole page as text; equal reports give equal text.
+
+    Args:
+        report: What its search left.
+        parts: What its study's trials and profile show beside that.
+    """
     figures = {
-        "front": front_figure(report),
+        **parts.figures,
+        "front": parts.front or front_figure(report),
         "checks": predicted_vs_measured_figure(report),
         "sensitivity": sensitivity_figure(report),
     }
@@ -41,14 +75,15 @@ def render_page(report: Report) -> str:
             "measurements of the exported models; stars are the teacher.",
         ),
         section("models", "Models", _models_table(report)),
-        section("architectures", "Architectures", _architectures(report), _DRAWING_NOTE),
-        section("predictions", "Latency model", _predictions(report, figures["checks"])),
+        section("architectures", "Architectures", _architectures(report) + parts.agreement, _DRAWING_NOTE),
+        section("predictions", "Latency model", _predictions(report, figures["checks"]) + parts.latency),
         section(
             "sensitivity",
             "Sensitivity",
             figure_box("sensitivity", "Sensitivity heat map", figures["sensitivity"]),
             "What the whole model loses when one block alone takes one variant.",
         ),
+        section("search", "The search", parts.search, _SEARCH_NOTE),
         section("cards", "Report cards", _cards(report), _CARDS_NOTE),
         section("load", "Load a model", _commands(report)),
         section("run", "The run", _run(report)),
@@ -59,6 +94,12 @@ def render_page(report: Report) -> str:
 _DRAWING_NOTE = (
     "One column per block: attention heads above the line, FFN neurons below, as shares of the teacher, whose outline "
     "is drawn around. Hatched: low rank (r on the projections that read, o on the one that writes). Dashed: skipped."
+)
+
+
+_SEARCH_NOTE = (
+    "The volume that the feasible front covers, in units of the box that the first ten feasible trials span. "
+    "Importances: shares for reaching the best tenth of the trials (PED-ANOVA, Watanabe et al. 2023)."
 )
 
 

@@ -16,13 +16,18 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from nas.dashboard.app import Dashboard, make_app
-from nas.dashboard.figures import Axes, front_figure
+from nas.dashboard.figures import Axes, blocks_in_words, front_figure
+from nas.dashboard.formats import format_breakable
 from nas.dashboard.jobs import Jobs
-from nas.dashboard.pages.search import failures, rungs
+from nas.dashboard.search_figures import failures, rungs
 from nas.dashboard.view import PAGES, Pin, View
 from nas.dashboard.watch import Watch
 from nas.engine.storage import DatabaseStorage
+from nas.evaluation.card import ReportCard
+from nas.reports.report import write_report
+from nas.reports.tables import describe
 from tests.dashboard.synthetic import search
+from tests.reports.sample import make_report
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>@&study=b"
 
@@ -138,6 +143,46 @@ def test_front_overlays_studies_limits_models_and_teachers(client):
     assert len(front["error_x"]["array"]) == len(front["x"]) == len(front["customdata"])
 
 
+def test_a_hover_tells_the_architecture_block_by_block(client, watch):
+    figure = client.get("/live/front?study=first").json()["pieces"]["figure:front"]
+    front = next(trace for trace in figure["data"] if trace["name"] == "front, predicted")
+    study = watch.look().studies["first"]
+    subnet = study.subnet(int(study.trials.front[0]))
+    heads = " ".join(str(block.heads or "-") for block in subnet.blocks)
+    assert front["text"][0].startswith(
+        f"<b>trial {study.trials.rows[study.trials.front[0]].number}</b><br>heads: {heads}<br>"
+    )
+    assert blocks_in_words("no subnet") == ""
+    deep = replace(subnet, blocks=subnet.blocks * 20)
+    assert blocks_in_words(deep.to_json()) == f"<br>{describe(deep)}"
+
+
+def test_the_card_shows_report_cards_and_says_where_there_are_none(tmp_path):
+    folder = search(tmp_path, "judged", 6)
+    write_report(make_report(study="judged"), folder)
+    client = TestClient(make_app(Dashboard(watch := Watch(tmp_path))))
+    watch.read()
+    assert "finalists.cards=true" in client.get("/card?study=judged&model=s1").text
+
+    def interval(value):
+        return {"value": value, "low": value - 0.02, "high": value + 0.02}
+
+    entry = {"value": interval(0.9), "teacher": interval(0.95), "retention": interval(0.947)}
+    task = {"kind": "text_classification", "data": "d", "split": "test", "samples": 100, "measure": "accuracy"}
+    for name in ("s1", "s1-model_int8", "s12"):
+        model = {"path": "p", "kind": "onnx", "teacher": EVIL}
+        card = ReportCard(name, model, task, {}, {"metrics": {f"accuracy{EVIL}": entry}})
+        (folder / "cards" / name).mkdir(parents=True)
+        card.save(folder / "cards" / name / "metrics.json")
+    (folder / "cards" / "s1-model_old").mkdir()
+    (folder / "cards" / "s1-model_old" / "metrics.json").write_text('{"format": "hwnas report card", "version": 0}')
+    text = client.get("/card?study=judged&model=s1").text
+    assert text.count("<h2>Report card, ") == 2
+    assert "Report card, int8" in text
+    assert "94.7 %" in text
+    assert "img" not in Tags(text).found
+
+
 def test_a_limit_says_whose_it_is_where_studies_differ(watch):
     studies = watch.read().studies
     first, second = studies["first"], studies["second"]
@@ -247,6 +292,23 @@ def test_assets_are_served_and_nothing_else(client):
         answer = client.get(path)
         assert answer.status_code == 404, path
     assert client.get("/", follow_redirects=False).headers["location"] == "/sweeps"
+
+
+def test_an_error_of_a_page_is_told_as_text(dashboard, monkeypatch):
+    def broken(view):
+        raise KeyError(EVIL)
+
+    client = TestClient(make_app(dashboard), raise_server_exceptions=False)
+    monkeypatch.setattr(dashboard, "draw", broken)
+    answer = client.get("/front?study=first")
+    assert answer.status_code == 500
+    assert "cannot be drawn" in answer.text
+    assert "KeyError" in answer.text
+    assert not {"img", "script"} & set(Tags(answer.text).found)
+
+
+def test_names_may_be_broken_and_stay_text():
+    assert str(format_breakable("a_b-<i>")) == "a_<wbr>b-<wbr>&lt;i&gt;"
 
 
 def test_optunas_dashboard_reads_every_study_and_changes_none(root):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-
+from nas.dashboard.agreement import agreement_figure
 from nas.dashboard.app import Ask, Shown
 from nas.dashboard.candidates import ShownCandidate, find, of_model, of_trial
+from nas.dashboard.formats import format_share
 from nas.dashboard.pages.front import drawing, explain
 from nas.dashboard.studies import Study
 from nas.engine.pareto import knee, spread
 from nas.reports.drawing import describe_block
-from nas.reports.figure_parts import Figure, heat_figure
 from nas.reports.tables import describe
-from search_spaces.subnet import RANKS, BlockConfig, SubnetConfig
+from search_spaces.subnet import SubnetConfig
 
 MOST_CARDS = 12
 
@@ -71,40 +69,11 @@ def _blocks(subnet: SubnetConfig, teacher: SubnetConfig | None) -> list[tuple[st
         full = teacher.blocks[index] if teacher is not None and index < len(teacher.blocks) else None
         kept = ""
         if full is not None and not block.skipped:
-            kept = f"{block.heads / max(full.heads, 1):.0%} of the heads, {block.ffn / max(full.ffn, 1):.0%} of the FFN"
+            heads, ffn = block.heads / max(full.heads, 1), block.ffn / max(full.ffn, 1)
+            kept = f"{format_share(heads)} of the heads, {format_share(ffn)} of the FFN"
         rows.append((describe_block(index, block), kept))
     if teacher is not None and subnet.hidden_size != teacher.hidden_size:
-        rows.append((f"hidden size {subnet.hidden_size}", f"{subnet.hidden_size / teacher.hidden_size:.0%} of it"))
+        rows.append(
+            (f"hidden size {subnet.hidden_size}", f"{format_share(subnet.hidden_size / teacher.hidden_size)} of it")
+        )
     return rows
-
-
-def agreement_figure(subnets: Sequence[SubnetConfig]) -> Figure | None:
-    """Heat map: which share of the subnets makes which choice in which block; None without subnets."""
-    if not subnets:
-        return None
-    depth = max(len(subnet.blocks) for subnet in subnets)
-    counts: dict[str, Counter[int]] = {}
-    for subnet in subnets:
-        for index, block in enumerate(subnet.blocks):
-            for name in _choices(block):
-                counts.setdefault(name, Counter())[index] += 1
-    names = sorted(counts, key=_order)
-    shares = [[counts[name][index] / len(subnets) for index in range(depth)] for name in names]
-    return heat_figure(
-        shares, [str(i) for i in range(depth)], names, ("block", "share of the front"), ".0%", zeros=False
-    )
-
-
-def _choices(block: BlockConfig) -> list[str]:
-    if block.skipped:
-        return ["skipped"]
-    ranks = [f"{name.replace('_', ' ')} {getattr(block, name)}" for name in RANKS if getattr(block, name)]
-    precision = [] if block.precision == "fp32" else [block.precision]
-    return [f"heads {block.heads}", f"FFN {block.ffn}", *ranks, *precision]
-
-
-def _order(name: str) -> tuple[int, str, int]:
-    stem, _, size = name.rpartition(" ")
-    kinds = ("", "heads", "FFN", *(rank.replace("_", " ") for rank in RANKS))
-    kind = kinds.index(stem) if stem in kinds else len(kinds)
-    return kind, stem, int(size) if size.isdigit() else 0

@@ -12,10 +12,11 @@ from nas.dashboard.app import Ask, Shown
 from nas.dashboard.formats import format_value
 from nas.dashboard.pages.front import drawing
 from nas.dashboard.studies import Study
+from nas.evaluation.card import METRICS_FILE, SECTIONS, ReportCard, figures
+from nas.evaluation.model_card import figure_row
 from nas.reports.data import ModelRow, Report
 from nas.reports.tables import describe, model_columns
 
-METRICS_FILE = "metrics.json"
 MOST_BYTES = 4 << 20
 
 
@@ -45,6 +46,7 @@ def show(ask: Ask) -> Shown:
             "kept": kept(report, name) if report and own else [],
             "picture": own and drawing(own.subnet, study.teacher, f"Architecture of {name}"),
             "words": own and describe(own.subnet),
+            "judged": judged(study, name) if own else [],
             "sections": sections(study, name) if own else [],
             "commands": report.commands if report else (),
             "report": report,
@@ -69,13 +71,37 @@ def _share(model: ModelRow, teacher: ModelRow, metric: str) -> str:
     return "-" if value is None or not whole else f"{value / whole:.1%}".replace("%", " %")
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A report card as the page shows it: a title, and each section's rows as `figure_row` gives them."""
+
+    title: str
+    note: str
+    sections: tuple[tuple[str, tuple[list[str], ...]], ...]
+
+
+def judged(study: Study, name: str) -> list[Judged]:
+    """The report cards of a model and of its quantised graphs, which `nas search finalists.cards=true` writes."""
+    found = []
+    for folder, path in sorted(_folders(study, "cards").items()):
+        if folder != name and not folder.startswith(f"{name}-model_"):
+            continue
+        try:
+            card = ReportCard.load(path / METRICS_FILE)
+            known = figures(card)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # Of another version, or not ours: the other numbers stay.
+        parts = {part: tuple(figure_row(f) for f in known if f.section == part) for part in SECTIONS}
+        precision = folder.removeprefix(name).removeprefix("-model_") or "fp32"
+        task = card.task
+        note = f"{task['samples']} samples of the {task['split']} split, beside {card.model['teacher']}"
+        found.append(Judged(precision, note, tuple((part, rows) for part, rows in parts.items() if rows)))
+    return found
+
+
 def sections(study: Study, name: str) -> list[Section]:
-    """The model's report card, or else what its export wrote; each group of numbers a section, if there is any."""
-    known: dict[str, Path] = {}
-    for folder in (study.facts.directory / part for part in ("models", "cards") if study.facts.directory):
-        # Only a folder that is really there: a name from a file never becomes a path.
-        inside = folder.iterdir() if folder.is_dir() else ()
-        known |= {path.name: path for path in inside if (path / METRICS_FILE).is_file()}
+    """What the model's export wrote; each group of numbers a section, if there is any."""
+    known = _folders(study, "models")
     if name not in known:
         return []
     try:
@@ -90,6 +116,13 @@ def sections(study: Study, name: str) -> list[Section]:
         title, rest = (path[0], path[1:]) if len(path) > 1 else ("Summary", path)
         found.setdefault(title, []).append((" ".join(rest), text))
     return [Section(title.replace("_", " "), tuple(lines)) for title, lines in found.items()]
+
+
+def _folders(study: Study, part: str) -> dict[str, Path]:
+    """Name -> folder with metrics. Only what is really there: a name from a file never becomes a path."""
+    folder = study.facts.directory / part if study.facts.directory else None
+    inside = folder.iterdir() if folder is not None and folder.is_dir() else ()
+    return {path.name: path for path in inside if (path / METRICS_FILE).is_file()}
 
 
 def _flat(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:

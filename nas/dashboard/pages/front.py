@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 from markupsafe import Markup
 
@@ -16,7 +11,7 @@ from nas.dashboard.figures import Axes, front_figure
 from nas.dashboard.studies import Study
 from nas.engine.pareto import spread
 from nas.reports.drawing import draw_subnet
-from nas.reports.tables import describe, no_formula
+from nas.reports.tables import describe
 from search_spaces.subnet import SubnetConfig
 
 MOST_ROWS = 25
@@ -85,25 +80,3 @@ def drawing(subnet: SubnetConfig | None, teacher: SubnetConfig | None, label: st
     if subnet is None or teacher is None or len(subnet.blocks) != len(teacher.blocks):
         return None
     return Markup(draw_subnet(subnet, teacher, label))  # noqa: S704 - it escapes the label, and holds only numbers else
-
-
-def trials_csv(studies: Sequence[Study]) -> str:
-    """All trials of the studies: one raw number per cell, bounds of predictions beside them, the subnet as JSON."""
-    names = tuple(dict.fromkeys(name for study in studies for name in study.trials.quantities))
-    bounded = tuple(dict.fromkeys(name for study in studies for name in study.trials.costs))
-    head = ["study", "trial", "state", "outcome", "feasible", "on_front", "steps", "origin", *names]
-    head += [f"{name}_{end}" for name in bounded for end in ("lower", "upper")]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([no_formula(name) for name in (*head, "reason", "subnet")])
-    for study in studies:
-        front = set(study.trials.front.tolist())
-        for index, row in enumerate(study.trials.rows):
-            cells: list[Any] = [no_formula(study.facts.name), row.number, row.state, row.outcome, row.feasible]
-            cells += [index in front, row.steps, no_formula(row.origin), *(row.numbers.get(name) for name in names)]
-            cells += [bound for name in bounded for bound in row.bounds.get(name, (None, None))]
-            writer.writerow([*cells, no_formula(row.reason), row.subnet])
-    return stream.getvalue()
-
-
-__all__ = ["drawing", "explain", "show", "trials_csv"]

@@ -103,15 +103,18 @@
       const answer = await fetch(url, { headers: { Accept: "application/json" } });
       if (mine !== asking) return;
       if (answer.status === 401) { location.reload(); return; }
-      if (!answer.ok) throw new Error(String(answer.status));
+      if (!answer.ok) { lost("this page cannot be drawn now: see the terminal"); return; }
       if (answer.status !== 204) put(await answer.json());
       live.textContent = "live";
       live.classList.remove("lost");
     } catch {
-      if (mine !== asking) return;
-      live.textContent = "no answer: is nas dashboard running?";
-      live.classList.add("lost");
+      if (mine === asking) lost("no answer: is nas dashboard running?");
     }
+  };
+
+  const lost = (text) => {
+    live.textContent = text;
+    live.classList.add("lost");
   };
 
   const put = ({ version: now, hashes: known, pieces }) => {
