@@ -42,6 +42,8 @@ _MODULES = (
     *("backends/openvino.py", "backends/openvino_graph.py"),
     *("backends/tensorrt.py", "backends/tensorrt_operators.py"),
 )
+# Of a whole manifest.
+_KEYS = {"id", "format", "version", "device", "workload", "space", "shape", "teacher", "protocol", "seed", "subnets"}
 _START = '''\
 """Measures the subnets of this bundle; see README.txt. Needs Python >= 3.10, numpy and onnxruntime."""
 
@@ -147,13 +149,13 @@ def write_bundle(
     return manifest
 
 
-def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """A bundle's manifest, or None where there is no bundle."""
+def read_manifest(file: Path) -> dict[str, Any] | None:
+    """A bundle's manifest, or None where there is no whole one."""
     try:
-        manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return manifest
+    return manifest if isinstance(manifest, dict) and set(manifest) >= _KEYS else None
 
 
 def _write_graphs(aside: Path, plan: Plan, reference: Entry, entries: Iterable[Entry]) -> dict[str, Any]:
