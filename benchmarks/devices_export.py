@@ -159,7 +159,7 @@ def predicted(options: Any, device: str) -> Iterator[Result]:
             for index, subnet in enumerate([target.bench.space.teacher, *chosen])
         }
         measured = latencies(export, {index: jobs[index] for index in jobs if index}, jobs[0], options)
-    floor = 100 * noise_floor([np.array(row.measurement.samples) for row in target.profile.latest().values()])
+    floor = noise_floor([np.array(row.measurement.samples) for row in target.profile.latest().values()])
     says = fitted.predictor.predict(chosen)
     found = [measured[index + 1] for index in range(len(chosen))]
     level = target.profile.reference_level
