@@ -11,7 +11,6 @@ sees none. Writes benchmarks/results/devices_export.json.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import sys
 import tempfile
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 MIXED, MIXED_SPACE = "mixed", "width_rank_precision"
 ON_GPU = ("torch_cuda_fp16", "torch_cuda_bf16")
 PREDICTED = ("torch_cpu", "onnxruntime_cpu", "onnxruntime_cpu_int8", "openvino_cpu", MIXED, *ON_GPU)
-PARTS = ("precisions", "subnets", *(f"predicted {name}" for name in PREDICTED), "bundle", "mixed")
+PARTS = ("precisions", "subnets", *(f"predicted {name}" for name in PREDICTED), "bundle")
 
 
 def main() -> int:
@@ -64,7 +63,7 @@ def main() -> int:
         if device in ON_GPU and not has_gpu():
             print(f"skipped: {part}; torch sees no CUDA device")
             continue
-        make = {"precisions": precisions, "subnets": subnets, "bundle": bundle, "mixed": mixed}.get(kind)
+        make = {"precisions": precisions, "subnets": subnets, "bundle": bundle}.get(kind)
         rows = predicted(options, device) if make is None else make(options)
         context = common.machine(threads=1, study=options.study, quick=options.quick, part=part)
         found = [replace(row, context={**context, **row.context}) for row in rows]
@@ -219,58 +218,6 @@ def bundle(options: Any) -> Iterator[Result]:
     )
 
 
-def mixed(options: Any) -> Iterator[Result]:
-    """Every choice of int8 or fp32 per block: is there one that all-int8 does not dominate?"""
-    from latency_models.backends.quantize import at_block_precisions
-    from latency_models.deployed import Deployed
-    from latency_models.device import Device
-    from nas.export.export import deployed_graph
-
-    export = stages(options)
-    bench, task = export.bench, export.bench.task
-    graph, family = deployed_graph(bench.teacher, task), bench.space.shape.family
-    blocks = bench.space.shape.num_blocks
-    device, jobs, cosines = Device("onnxruntime_cpu", "onnxruntime"), {}, {}
-    patterns = ["".join(bits) for bits in itertools.product("08", repeat=blocks)]
-    if options.quick:
-        patterns = [patterns[0], patterns[1], patterns[-1]]
-    with tempfile.TemporaryDirectory() as name:
-        expected = None
-        for pattern in sorted(patterns):
-            file = Path(name) / f"{pattern}.onnx"
-            kinds = ["int8" if bit == "8" else "fp32" for bit in pattern]
-            file.write_bytes(at_block_precisions(graph, family, kinds).SerializeToString())
-            found = embeddings(export, device, file, 100)
-            expected = found if expected is None else expected
-            cosines[pattern] = float((found * expected).sum(axis=1).mean())
-            jobs[pattern] = Deployed(pattern, device, str(file)).job
-        protocol = {"min_visits": 8, "max_seconds": 1.0, "chunk_size": 16}
-        measured = latencies(export, jobs, jobs["0" * blocks], options, **protocol)
-    whole = "8" * blocks
-    times = {pattern: measured[pattern].corrected for pattern in patterns}
-    better = [p for p in patterns if not any(times[q] <= times[p] and cosines[q] > cosines[p] for q in patterns)]
-    for pattern in sorted(better, key=times.__getitem__):
-        low, high = measured[pattern].minimum, measured[pattern].p90
-        title = (
-            "all int8"
-            if pattern == whole
-            else "all fp32"
-            if "8" not in pattern
-            else f"int8 in blocks {_blocks(pattern)}"
-        )
-        context = {"cosine": cosines[pattern], "dominated by all int8": _dominated(pattern, whole, times, cosines)}
-        yield Result(
-            f"front member of mixed precision: {title}",
-            times[pattern],
-            "ms",
-            measured[pattern].n,
-            low,
-            high,
-            f"cosine {cosines[pattern]:.4f}",
-            context,
-        )
-
-
 def members(options: Any, export: Export) -> list[SubnetConfig]:
     """The members of the study's front that are measured; the same in every part."""
     return [candidate.subnet for candidate in front(export)][: 3 if options.quick else MEMBERS]
@@ -351,14 +298,6 @@ def tolerances() -> Any:
     from nas.export.verify import Tolerances
 
     return Tolerances()
-
-
-def _blocks(pattern: str) -> str:
-    return ", ".join(str(index) for index, bit in enumerate(pattern) if bit == "8")
-
-
-def _dominated(pattern: str, whole: str, times: Mapping[str, float], cosines: Mapping[str, float]) -> bool:
-    return pattern != whole and times[whole] <= times[pattern] and cosines[whole] >= cosines[pattern]
 
 
 def kept(path: Path, part: str) -> list[Result]:

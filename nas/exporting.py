@@ -62,6 +62,13 @@ class Export:
         # What is wrong with them is told at once.
         check_runtimes(chosen(formats, precisions), self._tensorrt)
         check_arguments(Profiler, self.settings["protocol"])
+        Profiler(**self.settings["protocol"])
+        for name, values in (
+            ("batches", self.settings["batches"]),
+            ("calibration_samples", [self.settings["calibration_samples"]]),
+        ):
+            if bad := [value for value in values if type(value) is not int or value < 1]:
+                raise ValueError(f"`measure.{name}` must be whole numbers >= 1, but got {bad[0]!r}.")
         candidate = pick(
             self.stages.stored().front, self.stages.objectives, config["pick"], dict(config["under"] or {}) or None
         )

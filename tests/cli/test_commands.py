@@ -77,6 +77,9 @@ def test_export_writes_the_picked_model(searched, root, capsys):
         (["format=[]"], 2, "`format` must name at least one format"),
         (["format=onnx", "precision=fp7"], 2, "`precision` must be among fp32, .* but got 'fp7'"),
         (["directory={other}"], 2, "must be new, or an earlier export"),
+        (["measure.batches=[1,0]"], 2, "`measure.batches` must be whole numbers >= 1, but got 0"),
+        (["measure.calibration_samples=few"], 2, "`measure.calibration_samples` must be whole numbers"),
+        (["measure.protocol.burst=0"], 2, "`burst` must be a whole number >= 1, but got 0"),
     ],
 )
 def test_an_export_that_cannot_be_is_refused_before_any_work(searched, root, tmp_path, capsys, options, code, message):
