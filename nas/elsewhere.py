@@ -151,10 +151,10 @@ class Elsewhere:
             directory: Where the bundle lies.
         """
         from latency_models.backends.graph_file import load_graph
-        from latency_models.bundle import MANIFEST, Entry, read_manifest, write_bundle
+        from latency_models.bundle import Entry, read_manifest, write_bundle
         from latency_models.bundle_results import measurement_of
         from latency_models.remote import RemoteBundle
-        from latency_models.results import RESULTS, read_results
+        from latency_models.results import MANIFEST, RESULTS, read_results
 
         bench, plan = self.bench, replace(self._plan(), protocol=protocol, converted=True)
         wanted = [subnet.to_dict() for subnet, _ in graphs]
@@ -211,7 +211,8 @@ class Elsewhere:
 
     def _same_bundle(self, directory: Path) -> dict[str, Any] | None:
         """The manifest of a bundle that was made for the very same, or None."""
-        from latency_models.bundle import MANIFEST, read_manifest
+        from latency_models.bundle import read_manifest
+        from latency_models.results import MANIFEST
 
         manifest = read_manifest(directory / MANIFEST)
         if manifest is None:
@@ -243,8 +244,8 @@ class Elsewhere:
 
     def _manifest(self, path: Path, results: Results) -> dict[str, Any]:
         """The manifest of the bundle that results are of: kept when the bundle was made, or beside them."""
-        from latency_models.bundle import MANIFEST, read_manifest
-        from latency_models.results import ResultsError
+        from latency_models.bundle import read_manifest
+        from latency_models.results import MANIFEST, ResultsError
 
         kept = self.bench.cache / "bundles" / f"{results.bundle}.json"
         for file in (kept, path.parent / MANIFEST):

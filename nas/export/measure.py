@@ -118,7 +118,7 @@ def measure(
 
 def _figures(subject: Subject, costs: Costs, rates: Throughput) -> dict[str, Any]:
     measured, energy = costs.latency, costs.energy
-    found = {
+    found: dict[str, Any] = {
         "p50_ms": measured.p50,
         "p90_ms": measured.p90,
         "p99_ms": measured.p99,
