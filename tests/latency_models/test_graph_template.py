@@ -75,8 +75,8 @@ def test_a_runtime_makes_the_same_of_an_edited_graph_as_of_a_fresh_export(teache
     )
     edited, fresh = (optimised(at_precision(graph, precision), tmp_path / "optimised.onnx") for graph in graphs)
     assert edited == fresh
-    # Where ONNX Runtime fused these, a model of six blocks took up to a third longer.
-    assert "SkipLayerNormalization" not in fresh
+    if precision == "fp32":  # Where ONNX Runtime fused these, a model of six blocks took up to a third longer.
+        assert "SkipLayerNormalization" not in fresh
 
 
 def optimised(graph, file):
