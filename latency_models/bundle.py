@@ -73,6 +73,10 @@ Beside results.jsonl, only graphs/{weights} is written, once: {megabytes:.0f} MB
 """
 
 
+class BundleError(RuntimeError):
+    """A bundle cannot be written; the message says why in one line."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a bundle is to measure.
@@ -130,6 +134,7 @@ def write_bundle(
 
     Raises:
         ValueError: The directory holds something else.
+        BundleError: It cannot be written; nothing is left of it.
     """
     if directory.exists() and not (directory / MANIFEST).is_file():
         raise ValueError(f"bundle: {directory} must not exist, or be a bundle, but is something else.")
@@ -153,6 +158,8 @@ def write_bundle(
         (aside / SUMS).write_text(f"{sums}{_digest(aside / MANIFEST)}  {MANIFEST}\n", encoding="utf-8")
         shutil.rmtree(directory, ignore_errors=True)
         aside.rename(directory)
+    except OSError as error:
+        raise BundleError(f"bundle: {directory} cannot be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return manifest

@@ -54,7 +54,10 @@ def main(directory: Path, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         _say("stopped; run it again to continue.")
         return 130
-    except (RunnerError, BackendError, ResultsError, OSError) as error:
+    except OSError as error:
+        _say(f"error: {error.filename or directory}: {error.strerror or error}")
+        return 1
+    except (RunnerError, BackendError, ResultsError) as error:
         _say(f"error: {' '.join(str(error).split())}")
         return 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from latency_models import bundle as bundle_module
 from latency_models import runner
-from latency_models.bundle import Entry, Plan, write_bundle
+from latency_models.bundle import BundleError, Entry, Plan, write_bundle
 from latency_models.device import Device
 from latency_models.measurement import Measurement
 from latency_models.results import ResultsError, encode, header_line, read_results
@@ -174,6 +175,25 @@ def test_large_weights_travel_at_half_precision(compiler, subnets, tmp_path, mon
     unpack(tmp_path / "bundle")
     assert weights.read_bytes() == good
     assert sorted(path.name for path in weights.parent.glob("weights.*")) == ["weights.bin", "weights.packed"]
+
+
+def full(*args, **kwargs):
+    raise OSError(28, os.strerror(28))
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(compiler, subnets, tmp_path, monkeypatch, capsys):
+    make(tmp_path / "there", compiler, subnets)
+    with monkeypatch.context() as patched:
+        patched.setattr(bundle_module.np, "savez_compressed", full)
+        with pytest.raises(BundleError, match=r"x cannot be written: No space left on device\.$"):
+            make(tmp_path / "x", compiler, subnets)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    monkeypatch.setattr(runner.np, "frombuffer", full)
+    monkeypatch.setattr(runner, "_append", full)
+    assert runner.main(tmp_path / "there", []) == 1
+    said = capsys.readouterr().err
+    assert f"error: {tmp_path / 'there'}: No space left on device" in said
+    assert not list((tmp_path / "there").rglob("*.unpacking"))
 
 
 def test_what_half_precision_would_ruin_travels_whole():
