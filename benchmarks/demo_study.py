@@ -38,8 +38,10 @@ def stages(options: Any) -> Export:
     return Export(SearchBench(bench, DeviceBench(bench)))
 
 
-def device_bench(options: Any, device: str, subnets: int = 36, judges: int = 8) -> DeviceBench:
-    """The stages of `nas profile` for one device, on the study's model, texts and space."""
+def device_bench(
+    options: Any, device: str, subnets: int = 36, judges: int = 8, space: str | None = None
+) -> DeviceBench:
+    """The stages of `nas profile` for one device, on the study's model and texts, in its space or another one."""
     from hydra import compose, initialize_config_dir
 
     from nas.commands import plain
@@ -53,6 +55,7 @@ def device_bench(options: Any, device: str, subnets: int = 36, judges: int = 8) 
         f"device={device}",
         f"model.path={study['model']['path']}",
         f"task.data.path={study['task']['data']['path']}",
+        *([] if space is None else [f"space={space}"]),
         "torch_threads=1",
         "progress=plain",
         "profile.transfer=false",
@@ -62,7 +65,8 @@ def device_bench(options: Any, device: str, subnets: int = 36, judges: int = 8) 
     ]
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="profile"):
         config = plain(compose("profile", overrides=overrides))
-    return DeviceBench(Workbench({**config, "task": study["task"], "space": study["space"]}))
+    own = study["space"] if space is None else config["space"]
+    return DeviceBench(Workbench({**config, "task": study["task"], "space": own}))
 
 
 def front(export: Export) -> Sequence[Candidate]:

@@ -2,14 +2,15 @@
 
     python benchmarks/devices_export.py                       # everything; needs the demo's study: `make demo`
     python benchmarks/devices_export.py --part precisions     # one part; its rows replace those stored
+    python benchmarks/devices_export.py --prepare             # what needs no quiet machine: exports of what is measured
 
-The parts that measure latency want a quiet machine: each takes a few minutes. GPU parts run only where there is a GPU.
-Writes benchmarks/results/devices_export.json.
+The parts that measure latency want a quiet machine: each takes a few minutes. Those of a GPU are skipped where torch
+sees none. Writes benchmarks/results/devices_export.json.
 """
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import json
 import sys
 import tempfile
@@ -27,11 +28,19 @@ from common import Result
 from demo_study import MEMBERS, device_bench, embeddings, front, latencies, stages
 
 if TYPE_CHECKING:
-    from latency_models.measurement import Measurement
-    from nas.measuring import DeviceBench
+    from onnx import ModelProto
 
-PREDICTED = ("torch_cpu", "onnxruntime_cpu", "onnxruntime_cpu_int8", "openvino_cpu")
-PARTS = ("precisions", "subnets", *(f"predicted {name}" for name in PREDICTED), "bundle", "mixed")
+    from latency_models.measurement import Measurement
+    from nas.exporting import Export
+    from nas.measuring import DeviceBench
+    from nas.workbench import Workbench
+    from search_spaces.subnet import SubnetConfig
+
+# A device's name, or the search of precisions per block, whose members `mixed_precision.py` found.
+MIXED, MIXED_SPACE = "mixed", "width_rank_precision"
+ON_GPU = ("torch_cuda_fp16", "torch_cuda_bf16")
+PREDICTED = ("torch_cpu", "onnxruntime_cpu", "onnxruntime_cpu_int8", "openvino_cpu", MIXED, *ON_GPU)
+PARTS = ("precisions", "subnets", *(f"predicted {name}" for name in PREDICTED), "bundle")
 
 
 def main() -> int:
@@ -39,15 +48,22 @@ def main() -> int:
     arguments.add_argument("--root", type=Path, default=common.ROOT / "runs", help="folder of the study and its caches")
     arguments.add_argument("--study", default="quickstart", help="the study whose front is exported")
     arguments.add_argument("--part", choices=PARTS, action="append", help="only this; may be repeated")
+    arguments.add_argument("--prepare", action="store_true", help="export what the parts measure, and measure nothing")
     options = arguments.parse_args()
     if not (options.root / options.study / "config.json").is_file():
         print(f"skipped: there is no study {options.study} below {options.root}; run `make demo`")
+        return 0
+    if options.prepare:
+        prepare(options)
         return 0
     name = "devices_export_quick" if options.quick else "devices_export"
     stored = options.output or common.RESULTS / f"{name}.json"
     for part in options.part or PARTS:
         kind, _, device = part.partition(" ")
-        make = {"precisions": precisions, "subnets": subnets, "bundle": bundle, "mixed": mixed}.get(kind)
+        if device in ON_GPU and not has_gpu():
+            print(f"skipped: {part}; torch sees no CUDA device")
+            continue
+        make = {"precisions": precisions, "subnets": subnets, "bundle": bundle}.get(kind)
         rows = predicted(options, device) if make is None else make(options)
         context = common.machine(threads=1, study=options.study, quick=options.quick, part=part)
         found = [replace(row, context={**context, **row.context}) for row in rows]
@@ -105,19 +121,16 @@ def subnets(options: Any) -> Iterator[Result]:
     """Exported members of the front against the extracted model in torch: an export is never slower."""
     from latency_models.deployed import Deployed
     from latency_models.device import Device
-    from nas.export.artefacts import ARTEFACTS, write_artefact
-    from nas.export.export import deployed_graph
 
     export = stages(options)
-    task, ratios = export.bench.task, []
-    with tempfile.TemporaryDirectory() as name:
-        for candidate in front(export)[: 2 if options.quick else MEMBERS]:
-            model = export.bench.supernet.extract(candidate.subnet)
-            file = write_artefact(ARTEFACTS["onnx fp32"], deployed_graph(model, task), Path(name))
-            torch = Deployed("torch", Device("torch_cpu", "torch"), task.deployable(model))
-            onnx = Deployed("onnx", Device("onnxruntime_cpu", "onnxruntime"), str(file))
-            measured = latencies(export, {"onnx": onnx.job}, torch.job, options)["onnx"]
-            ratios.append(float(np.median(np.divide(measured.reference, measured.samples))))
+    task, ratios, pairs = export.bench.task, [], []
+    for subnet in members(options, export):
+        torch = Deployed("torch", Device("torch_cpu", "torch"), task.deployable(export.bench.supernet.extract(subnet)))
+        file = exported(options, export.bench, subnet)
+        onnx = Deployed("onnx", Device("onnxruntime_cpu", "onnxruntime"), str(file))
+        measured = latencies(export, {"onnx": onnx.job}, torch.job, options)["onnx"]
+        ratios.append(float(np.median(np.divide(measured.reference, measured.samples))))
+        pairs.append({"torch_ms": float(np.median(measured.reference)), "onnx_ms": measured.p50})
     yield Result(
         "speed-up of the exported ONNX graph over the extracted torch model",
         float(np.median(ratios)),
@@ -126,55 +139,61 @@ def subnets(options: Any) -> Iterator[Result]:
         min(ratios),
         max(ratios),
         "target: never below 1",
+        {"members": pairs},
     )
 
 
 def predicted(options: Any, device: str) -> Iterator[Result]:
     """Members of the front, exported anew, measured on a device, beside what its predictor says."""
     from latency_models.scores import noise_floor
-    from nas.export.artefacts import ARTEFACTS, write_artefact
-    from nas.export.export import deployed_graph
-    from nas.export.measure import device_of, subjects_of
 
     export = stages(options)
-    target = device_bench(options, device)
+    name, counts = (device, (36, 8)) if device != MIXED else ("onnxruntime_cpu", (48, 12))
+    target = device_bench(options, name, *counts, space=MIXED_SPACE if device == MIXED else None)
     fitted = target.fitted
-    members = [candidate.subnet for candidate in front(export)][: 3 if options.quick else MEMBERS]
-    task, jobs = export.bench.task, {}
-    with tempfile.TemporaryDirectory() as name:
-        for index, subnet in enumerate([target.bench.space.teacher, *members]):
-            model = export.bench.supernet.extract(subnet)
-            if target.takes_module:
-                jobs[index] = module_job(target, task.deployable(model))
-                continue
-            folder = Path(name) / str(index)
-            folder.mkdir()
-            precision = target.bench.device.precision
-            row = ARTEFACTS[f"onnx {precision}"]
-            write_artefact(row, deployed_graph(model, task), folder)
-            # The graph goes through the device's own runtime, whose file it need not be.
-            subject = subjects_of([row], folder, target.bench.device)[0]
-            where = replace(device_of(row, target.bench.device), backend=target.bench.device.backend)
-            jobs[index] = replace(subject.deployed, device=where).job
+    chosen = mixed_members(options) if device == MIXED else members(options, export)
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = {
+            index: exported_job(options, target, subnet, Path(folder) / str(index))
+            for index, subnet in enumerate([target.bench.space.teacher, *chosen])
+        }
         measured = latencies(export, {index: jobs[index] for index in jobs if index}, jobs[0], options)
-    floor = 100 * noise_floor([np.array(row.measurement.samples) for row in target.profile.latest().values()])
-    says = fitted.predictor.predict(members)
-    actual = np.array([measured[index + 1].p50 for index in range(len(members))])
-    errors = 100 * np.abs(says.value - actual) / actual
-    inside = float(np.mean((says.lower <= actual) & (actual <= says.upper))) * 100
+    floor = noise_floor([np.array(row.measurement.samples) for row in target.profile.latest().values()])
+    says = fitted.predictor.predict(chosen)
+    found = [measured[index + 1] for index in range(len(chosen))]
+    level = target.profile.reference_level
+    actual = np.array([measurement.p50 for measurement in found])
+    errors = 100 * (says.value - actual) / actual
     limit = f"target 6 % or 1.5 times the noise floor of {floor:.2f} %"
+    rows = [
+        {"subnet": subnet.to_dict(), "predicted_ms": float(value), "measured_ms": own.p50, "min_ms": own.minimum}
+        for subnet, value, own in zip(chosen, says.value, found, strict=True)
+    ]
+    sizes, context = np.abs(errors), {"members": rows, "profiled": fitted.rows, "noise floor %": floor}
     yield Result(
         f"MAPE of exported front members, {device}",
-        float(errors.mean()),
+        float(sizes.mean()),
         "%",
-        len(errors),
-        float(errors.min()),
-        float(errors.max()),
+        len(sizes),
+        float(sizes.min()),
+        float(sizes.max()),
         limit,
+        context,
     )
+    # The machine's state taken out: beside the teacher of that moment, at the time that it took in the profile.
+    steady = np.abs(100 * (says.value / [measurement.at_level(level).corrected for measurement in found] - 1))
+    yield Result(
+        f"MAPE of exported front members beside the teacher, {device}",
+        float(steady.mean()),
+        "%",
+        len(steady),
+        float(steady.min()),
+        float(steady.max()),
+        f"the teacher took {found[0].reference_level:.2f} ms, and {level:.2f} ms in the profile",
+    )
+    inside = float(np.mean((says.lower <= actual) & (actual <= says.upper))) * 100
     yield Result(f"front members inside the 90 % interval, {device}", inside, "%", len(errors))
-    bias = 100 * float(np.median((says.value - actual) / actual))
-    yield Result(f"median signed error, {device}", bias, "%", len(errors))
+    yield Result(f"median signed error, {device}", float(np.median(errors)), "%", len(errors))
 
 
 def bundle(options: Any) -> Iterator[Result]:
@@ -199,63 +218,68 @@ def bundle(options: Any) -> Iterator[Result]:
     )
 
 
-def mixed(options: Any) -> Iterator[Result]:
-    """Every choice of int8 or fp32 per block: is there one that all-int8 does not dominate?"""
-    from latency_models.backends.quantize import at_block_precisions
-    from latency_models.deployed import Deployed
-    from latency_models.device import Device
+def members(options: Any, export: Export) -> list[SubnetConfig]:
+    """The members of the study's front that are measured; the same in every part."""
+    return [candidate.subnet for candidate in front(export)][: 3 if options.quick else MEMBERS]
+
+
+def mixed_members(options: Any) -> list[SubnetConfig]:
+    """The subnets that `mixed_precision.py` found on the front of a search of precisions, and those beside them."""
+    from search_spaces.subnet import SubnetConfig
+
+    rows = json.loads((common.RESULTS / "mixed_precision.json").read_text(encoding="utf-8"))
+    found = [row["context"]["subnet"] for row in rows if "subnet" in row["context"]]
+    return [SubnetConfig.from_dict(data) for data in found][: 3 if options.quick else len(found)]
+
+
+def exported(options: Any, bench: Workbench, subnet: SubnetConfig) -> Path:
+    """The fp32 ONNX file of a subnet, exported from its extracted model; kept, because an export takes seconds."""
     from nas.export.export import deployed_graph
 
-    export = stages(options)
-    bench, task = export.bench, export.bench.task
-    graph, family = deployed_graph(bench.teacher, task), bench.space.shape.family
-    blocks = bench.space.shape.num_blocks
-    device, jobs, cosines = Device("onnxruntime_cpu", "onnxruntime"), {}, {}
-    patterns = ["".join(bits) for bits in itertools.product("08", repeat=blocks)]
-    if options.quick:
-        patterns = [patterns[0], patterns[1], patterns[-1]]
-    with tempfile.TemporaryDirectory() as name:
-        expected = None
-        for pattern in sorted(patterns):
-            file = Path(name) / f"{pattern}.onnx"
-            kinds = ["int8" if bit == "8" else "fp32" for bit in pattern]
-            file.write_bytes(at_block_precisions(graph, family, kinds).SerializeToString())
-            found = embeddings(export, device, file, 100)
-            expected = found if expected is None else expected
-            cosines[pattern] = float((found * expected).sum(axis=1).mean())
-            jobs[pattern] = Deployed(pattern, device, str(file)).job
-        protocol = {"min_visits": 8, "max_seconds": 1.0, "chunk_size": 16}
-        measured = latencies(export, jobs, jobs["0" * blocks], options, **protocol)
-    whole = "8" * blocks
-    times = {pattern: measured[pattern].corrected for pattern in patterns}
-    better = [p for p in patterns if not any(times[q] <= times[p] and cosines[q] > cosines[p] for q in patterns)]
-    for pattern in sorted(better, key=times.__getitem__):
-        low, high = measured[pattern].minimum, measured[pattern].p90
-        title = (
-            "all int8"
-            if pattern == whole
-            else "all fp32"
-            if "8" not in pattern
-            else f"int8 in blocks {_blocks(pattern)}"
-        )
-        context = {"cosine": cosines[pattern], "dominated by all int8": _dominated(pattern, whole, times, cosines)}
-        yield Result(
-            f"front member of mixed precision: {title}",
-            times[pattern],
-            "ms",
-            measured[pattern].n,
-            low,
-            high,
-            f"cosine {cosines[pattern]:.4f}",
-            context,
-        )
+    key = hashlib.sha256(subnet.plain.to_json().encode()).hexdigest()[:16]
+    file: Path = options.root / "cache" / "exports" / f"{key}.onnx"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(deployed_graph(bench.supernet.extract(subnet.plain), bench.task).SerializeToString())
+    return file
 
 
-def module_job(target: DeviceBench, module: Any) -> Callable[..., Any]:
-    """What compiles a torch module on a device."""
+def exported_job(options: Any, target: DeviceBench, subnet: SubnetConfig, folder: Path) -> Callable[..., Any]:
+    """What compiles an exported subnet on a device: a torch module, or the file of the device's precision."""
+    from latency_models.backends.graph_file import load_graph
     from latency_models.deployed import Deployed
+    from nas.export.artefacts import ARTEFACTS, MIXED, Blocks, write_artefact
+    from nas.export.measure import device_of, subjects_of
 
-    return Deployed("torch", target.bench.device, module).job
+    bench = target.bench
+    if target.takes_module:
+        return Deployed("torch", bench.device, bench.task.deployable(bench.supernet.extract(subnet))).job
+    folder.mkdir()
+    blocks = Blocks.of(bench.space.shape, subnet)
+    row = ARTEFACTS[f"onnx {MIXED if blocks.mixed else bench.device.precision}"]
+    graph: ModelProto = load_graph(exported(options, bench, subnet))
+    write_artefact(row, graph, folder, blocks=blocks)
+    # The graph goes through the device's own runtime, whose file it need not be.
+    subject = subjects_of([row], folder, bench.device)[0]
+    where = replace(device_of(row, bench.device), backend=bench.device.backend)
+    return replace(subject.deployed, device=where).job
+
+
+def prepare(options: Any) -> None:
+    """Export everything that is measured later."""
+    export = stages(options)
+    for subnet in [export.bench.space.teacher, *members(options, export)]:
+        exported(options, export.bench, subnet)
+    bench = device_bench(options, "onnxruntime_cpu", space=MIXED_SPACE).bench
+    for subnet in mixed_members(options):
+        exported(options, bench, subnet)
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a CUDA device."""
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 def speedups(measured: Mapping[str, Measurement], reference: str) -> Iterator[Result]:
@@ -274,14 +298,6 @@ def tolerances() -> Any:
     from nas.export.verify import Tolerances
 
     return Tolerances()
-
-
-def _blocks(pattern: str) -> str:
-    return ", ".join(str(index) for index, bit in enumerate(pattern) if bit == "8")
-
-
-def _dominated(pattern: str, whole: str, times: Mapping[str, float], cosines: Mapping[str, float]) -> bool:
-    return pattern != whole and times[whole] <= times[pattern] and cosines[whole] >= cosines[pattern]
 
 
 def kept(path: Path, part: str) -> list[Result]:

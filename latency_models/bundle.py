@@ -1,7 +1,8 @@
 """Bundles: everything that a machine needs to measure subnets with Python, numpy and ONNX Runtime alone.
 
 A bundle is a folder. ``graphs/`` holds one ONNX graph a subnet; their weights lie in one file beside them, each tensor
-once, however many subnets share it. ``run.py`` measures by the same protocol, and by the same code, as at home: the
+once, however many subnets share it, and large ones at half precision: the runner writes them out as fp32, which is what
+runs. ``run.py`` measures by the same protocol, and by the same code, as at home: the
 files of this package that it needs are copied into ``code/``. What comes back is ``results.jsonl``
 (`latency_models.results`).
 """
@@ -29,10 +30,13 @@ from search_spaces.subnet import SubnetConfig
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-_WEIGHTS = "weights.bin"
+_WEIGHTS, _PACKED = "weights.bin", "weights.packed"
 _GRAPHS = "graphs"
 # Smaller tensors stay in the graph: shapes and axes are read while it is loaded.
 _SMALLEST = 1024
+# Tensors of so many bytes travel at half precision, which latency does not depend on, unless they would lose more than
+# this share of their largest value.
+_HALVED, _LOSS = 1 << 16, 1e-3
 # Loading maps the file into memory, page by page.
 _PAGE = 4096
 _MODULES = (
@@ -42,6 +46,8 @@ _MODULES = (
     *("backends/openvino.py", "backends/openvino_graph.py"),
     *("backends/tensorrt.py", "backends/tensorrt_operators.py"),
 )
+# Of a whole manifest.
+_KEYS = {"id", "format", "version", "device", "workload", "space", "shape", "teacher", "protocol", "seed", "subnets"}
 _START = '''\
 """Measures the subnets of this bundle; see README.txt. Needs Python >= 3.10, numpy and onnxruntime."""
 
@@ -62,9 +68,13 @@ A bundle of hwnas: {count} subnets, to be measured on the device {device!r}.
 2. There:  python3 run.py      Stop it and start it again as you like: it goes on where it was.
 3. Bring results.jsonl back:  nas profile profile.import=results.jsonl  with the options that the bundle was made with.
 
-Nothing of this folder is written to but results.jsonl, and nothing is sent anywhere.
+Beside results.jsonl, only graphs/{weights} is written, once: {megabytes:.0f} MB. Nothing is sent anywhere.
 `sha256sum -c checksums.sha256` checks the copy; run.py does so itself.
 """
+
+
+class BundleError(RuntimeError):
+    """A bundle cannot be written; the message says why in one line."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,7 @@ def write_bundle(
 
     Raises:
         ValueError: The directory holds something else.
+        BundleError: It cannot be written; nothing is left of it.
     """
     if directory.exists() and not (directory / MANIFEST).is_file():
         raise ValueError(f"bundle: {directory} must not exist, or be a bundle, but is something else.")
@@ -134,7 +145,12 @@ def write_bundle(
         manifest = _write_graphs(aside, plan, reference, entries)
         np.savez(aside / INPUTS, **inputs)  # type: ignore[arg-type]
         _write_code(aside)
-        readme = _README.format(count=len(manifest["subnets"]), device=plan.device.name)
+        readme = _README.format(
+            count=len(manifest["subnets"]),
+            device=plan.device.name,
+            weights=_WEIGHTS,
+            megabytes=manifest["weights"]["size"] / 1e6,
+        )
         (aside / "README.txt").write_text(readme, encoding="utf-8")
         sums = "".join(f"{_digest(path)}  {path.relative_to(aside).as_posix()}\n" for path in _files(aside))
         manifest["id"] = hashlib.sha256((sums + json.dumps(manifest, sort_keys=True)).encode()).hexdigest()[:16]
@@ -142,24 +158,26 @@ def write_bundle(
         (aside / SUMS).write_text(f"{sums}{_digest(aside / MANIFEST)}  {MANIFEST}\n", encoding="utf-8")
         shutil.rmtree(directory, ignore_errors=True)
         aside.rename(directory)
+    except OSError as error:
+        raise BundleError(f"bundle: {directory} cannot be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return manifest
 
 
-def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """A bundle's manifest, or None where there is no bundle."""
+def read_manifest(file: Path) -> dict[str, Any] | None:
+    """A bundle's manifest, or None where there is no whole one."""
     try:
-        manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return manifest
+    return manifest if isinstance(manifest, dict) and set(manifest) >= _KEYS else None
 
 
 def _write_graphs(aside: Path, plan: Plan, reference: Entry, entries: Iterable[Entry]) -> dict[str, Any]:
     expected: dict[str, NDArray[Any]] = {}
     subnets = []
-    with (aside / _GRAPHS / _WEIGHTS).open("wb") as file:
+    with (aside / _GRAPHS / _PACKED).open("wb") as file:
         store = _WeightStore(file)
         reference_file = f"{_GRAPHS}/reference.onnx"
         (aside / reference_file).write_bytes(store.without_weights(reference.graph))
@@ -183,20 +201,24 @@ def _write_graphs(aside: Path, plan: Plan, reference: Entry, entries: Iterable[E
         "seed": plan.seed,
         "converted": plan.converted,
         "reference": reference_file,
+        "weights": {"file": f"{_GRAPHS}/{_WEIGHTS}", "packed": f"{_GRAPHS}/{_PACKED}", **store.told()},
         "subnets": subnets,
     }
 
 
 class _WeightStore:
-    """One file of tensors, each written once, that many graphs refer to.
+    """One file of tensors, each written once, that many graphs refer to, at the places that they have when unpacked.
 
     Args:
-        file: Open for writing.
+        file: Open for writing: takes them as they travel.
     """
 
     def __init__(self, file: Any) -> None:
         self._file = file
         self._places: dict[bytes, tuple[int, int]] = {}
+        self._parts: list[tuple[int, int, bool]] = []
+        self._size = 0
+        self._unpacked = hashlib.sha256()
 
     def without_weights(self, graph: ModelProto) -> bytes:
         """The graph with its large tensors in the file; the graph that is given stays as it is."""
@@ -206,7 +228,7 @@ class _WeightStore:
         for tensor in copy.graph.initializer:
             if not tensor.HasField("raw_data") or len(tensor.raw_data) < _SMALLEST:
                 continue
-            offset, length = self._place(tensor.raw_data)
+            offset, length = self._place(tensor.raw_data, floats=tensor.data_type == TensorProto.FLOAT)
             tensor.ClearField("raw_data")
             tensor.data_location = TensorProto.EXTERNAL
             for key, value in (("location", _WEIGHTS), ("offset", str(offset)), ("length", str(length))):
@@ -215,14 +237,33 @@ class _WeightStore:
         content: bytes = copy.SerializeToString()
         return content
 
-    def _place(self, content: bytes) -> tuple[int, int]:
+    def told(self) -> dict[str, Any]:
+        """What unpacks the file: per tensor its offset, its bytes, and whether it travels at half precision."""
+        return {"size": self._size, "sha256": self._unpacked.hexdigest(), "parts": self._parts}
+
+    def _place(self, content: bytes, *, floats: bool) -> tuple[int, int]:
         key = hashlib.sha256(content).digest()
         if key not in self._places:
-            start = self._file.tell()
-            padding = -start % (_PAGE if len(content) >= _PAGE else 64)
-            self._file.write(b"\0" * padding + content)
-            self._places[key] = (start + padding, len(content))
+            half = _halved(content) if floats else None
+            padding = -self._size % (_PAGE if len(content) >= _PAGE else 64)
+            self._places[key] = (self._size + padding, len(content))
+            self._parts.append((*self._places[key], half is not None))
+            self._size += padding + len(content)
+            self._file.write(content if half is None else half.tobytes())
+            self._unpacked.update(b"\0" * padding)
+            self._unpacked.update(content if half is None else half.astype("<f4").tobytes())
         return self._places[key]
+
+
+def _halved(content: bytes) -> NDArray[np.float16] | None:
+    """A large tensor at half precision; None where that would lose too much of it, or it is small."""
+    if len(content) < _HALVED:
+        return None
+    values = np.frombuffer(content, "<f4")
+    with np.errstate(over="ignore"):
+        half = values.astype("<f2")
+    largest = float(np.abs(values).max())
+    return half if np.abs(half.astype("<f4") - values).max() <= _LOSS * largest else None
 
 
 def _write_code(aside: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from latency_models.backends.base import Run, backend_entry
 from latency_models.device import Device
 from latency_models.measurement import Measurement, Ratio, speedup
-from latency_models.meters import Energy, find_energy_meter, measure_energy, peak_memory_mb
+from latency_models.meters import Energy, PeakMemory, find_energy_meter, measure_energy, peak_memory
 from latency_models.profiler import Profiler
 from latency_models.subnet_compiler import compile_model
 
@@ -47,14 +47,19 @@ class Costs:
     Args:
         latency: Every sample of it, in milliseconds, with the reference's beside it.
         speedup: Paired, over the reference.
-        peak_memory_mb: Of a process that only loads and runs it, in MB (10^6 bytes); None where it was not asked for.
+        memory: Peak of a process that only loads and runs it; None where it was not asked for.
         energy: Of one run; None where there is no counter.
     """
 
     latency: Measurement
     speedup: Ratio | None
-    peak_memory_mb: float | None
+    memory: PeakMemory | None
     energy: Energy | None
+
+    @property
+    def peak_memory_mb(self) -> float | None:
+        """The host's part of the peak, in MB (10^6 bytes)."""
+        return None if self.memory is None else self.memory.host_mb
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,7 @@ def measure_costs(
     for index, (model, job) in enumerate(zip(models, jobs, strict=True)):
         if memory:
             say(f"memory of {model.name}")
-        peak = peak_memory_mb(job) if memory else None
+        peak = peak_memory(job, model.device) if memory else None
         meter = find_energy_meter(model.device)
         energy = None if meter is None else measure_energy(job(), meter, seconds=seconds)
         yield Costs(found[index], speedup(found[index], profiler.settings.seed), peak, energy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -93,6 +93,10 @@ class Measurement:
         if not self.reference or self.reference_level is None:
             return self.p50
         return float(np.median(np.divide(self.samples, self.reference))) * self.reference_level
+
+    def at_level(self, level: float | None) -> Measurement:
+        """The same samples beside another usual level of the reference (ms); unchanged where there is no reference."""
+        return replace(self, reference_level=level) if self.reference and level is not None else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ There is no energy without a meter: nothing here estimates it.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -35,26 +36,73 @@ def throughput(workload: Workload, latency_ms: float) -> float:
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
-def peak_memory_mb(compile_run: Callable[[], Run], *, runs: int = 3) -> float:
-    """High-water mark of the resident memory of a process that only loads and runs a model, in MB (10^6 bytes).
+@dataclass(frozen=True, slots=True)
+class PeakMemory:
+    """High-water marks of a process that only loads and runs a model, in MB (10^6 bytes).
 
-    The runtime itself is included: it is what the deployment needs. On a GPU this is the host's memory.
+    Args:
+        host_mb: Of the resident memory. The runtime itself is included: it is what the deployment needs.
+        gpu_mb: Of the GPU's memory; None on a CPU, or where nothing tells it.
+        gpu_source: Who counted it: ``torch`` (its allocator: tensors alone) or ``nvml`` (the driver: everything of the
+            process, kernels' code and the runtime's arena included).
+    """
+
+    host_mb: float
+    gpu_mb: float | None = None
+    gpu_source: str = ""
+
+
+def peak_memory(compile_run: Callable[[], Run], device: Device, *, runs: int = 3) -> PeakMemory:
+    """Peak memory of a model on its device.
 
     Args:
         compile_run: Compiles the model; picklable (`SubnetCompiler.isolated_job`), because another process calls it.
-        runs: Runs before the mark is read.
+        device: Where it runs.
+        runs: Runs before the marks are read.
 
     Raises:
         BackendError: The model cannot be compiled or run there.
     """
-    return run_isolated(_peak_memory, compile_run, runs)
+    return run_isolated(_peak_memory, compile_run, device, runs)
 
 
-def _peak_memory(compile_run: Callable[[], Run], runs: int) -> float:
+def peak_memory_mb(compile_run: Callable[[], Run], *, runs: int = 3) -> float:
+    """The host's part of `peak_memory` alone."""
+    return run_isolated(_peak_memory, compile_run, None, runs).host_mb
+
+
+def _peak_memory(compile_run: Callable[[], Run], device: Device | None, runs: int) -> PeakMemory:
     run = compile_run()
     for _ in range(runs):
         run()
-    return _high_water_bytes() / 1e6
+    gpu_mb, source = gpu_memory_mb(device) if device is not None and _on_gpu(device) else (None, "")
+    return PeakMemory(_high_water_bytes() / 1e6, gpu_mb, source)
+
+
+def gpu_memory_mb(device: Device, nvml: Any = None) -> tuple[float | None, str]:
+    """What this process has taken of the GPU's memory at most, and who counted it; None where nothing tells it.
+
+    Runtimes' arenas grow and do not shrink, so that what the driver counts after some runs is their high-water mark.
+
+    Args:
+        device: One of a GPU.
+        nvml: NVIDIA's binding; tests pass their own.
+    """
+    if device.backend == "torch":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 1e6, "torch"
+    try:
+        nvml, handle = _nvml_device(0, nvml)
+    except OSError:
+        return None, ""
+    try:
+        processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except nvml.NVMLError:
+        return None, ""
+    # The driver tells nothing of processes whose numbers it cannot see, as in some containers.
+    own = [process.usedGpuMemory for process in processes if process.pid == os.getpid() and process.usedGpuMemory]
+    return (own[0] / 1e6, "nvml") if own else (None, "")
 
 
 def _high_water_bytes() -> int:
@@ -147,14 +195,8 @@ class NvmlMeter:
     source = "nvml"
 
     def __init__(self, index: int = 0, nvml: Any = None) -> None:
-        if nvml is None:
-            try:
-                nvml = importlib.import_module("pynvml")
-            except ImportError as error:
-                raise FileNotFoundError("NVML: not installed; run `pip install nvidia-ml-py`.") from error
+        nvml, self._handle = _nvml_device(index, nvml)
         try:
-            nvml.nvmlInit()
-            self._handle = nvml.nvmlDeviceGetHandleByIndex(index)
             nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
         except nvml.NVMLError as error:
             raise OSError(f"NVML: {error}.") from error
@@ -165,11 +207,33 @@ class NvmlMeter:
         return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) * 1e-3
 
 
+def _nvml_device(index: int, nvml: Any) -> tuple[Any, Any]:
+    """NVIDIA's binding, and its handle of a GPU.
+
+    Raises:
+        OSError: There is no binding, no driver, or no such GPU.
+    """
+    if nvml is None:
+        try:
+            nvml = importlib.import_module("pynvml")
+        except ImportError as error:
+            raise FileNotFoundError("NVML: not installed; run `pip install nvidia-ml-py`.") from error
+    try:
+        nvml.nvmlInit()
+        return nvml, nvml.nvmlDeviceGetHandleByIndex(index)
+    except nvml.NVMLError as error:
+        raise OSError(f"NVML: {error}.") from error
+
+
+def _on_gpu(device: Device) -> bool:
+    """Whether a device's models run on an NVIDIA GPU."""
+    return device.provider.lower().removesuffix("executionprovider") in ("cuda", "tensorrt")
+
+
 def find_energy_meter(device: Device) -> EnergyMeter | None:
     """The counter of what a device runs on; None where there is none or it may not be read."""
-    on_gpu = device.provider.lower().removesuffix("executionprovider") in ("cuda", "tensorrt")
     try:
-        return NvmlMeter() if on_gpu else RaplMeter()
+        return NvmlMeter() if _on_gpu(device) else RaplMeter()
     except OSError:
         return None
 

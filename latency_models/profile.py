@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +113,18 @@ class DeviceProfile:
         return row
 
     def latest(self) -> dict[SubnetConfig, Row]:
-        """The rows that count, by subnet: of one measured several times, the one with the least drift."""
+        """The rows that count, by subnet: of one measured several times, the one with the least drift.
+
+        Drift is taken against one level for the whole profile. What a session took for usual when it wrote a row was
+        the median until then: rows of a busy first minute would count as steady, and later ones be put right to them.
+        """
+        level = self.reference_level
         best: dict[SubnetConfig, Row] = {}
         for row in self.rows:
+            own = replace(row, measurement=row.measurement.at_level(level))
             known = best.get(row.subnet)
-            if known is None or abs(row.measurement.drift or 0.0) <= abs(known.measurement.drift or 0.0):
-                best[row.subnet] = row
+            if known is None or abs(own.measurement.drift or 0.0) <= abs(known.measurement.drift or 0.0):
+                best[row.subnet] = own
         return best
 
     def missing(self, subnets: Iterable[SubnetConfig]) -> list[SubnetConfig]:

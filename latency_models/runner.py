@@ -54,7 +54,10 @@ def main(directory: Path, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         _say("stopped; run it again to continue.")
         return 130
-    except (RunnerError, BackendError, ResultsError, OSError) as error:
+    except OSError as error:
+        _say(f"error: {error.filename or directory}: {error.strerror or error}")
+        return 1
+    except (RunnerError, BackendError, ResultsError) as error:
         _say(f"error: {' '.join(str(error).split())}")
         return 1
 
@@ -68,6 +71,7 @@ def run(directory: Path, stream: TextIO | None = None, minutes: float | None = N
     """
     check_files(directory)
     manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    unpack(directory, manifest["weights"])
     device = Device(**manifest["device"])
     fingerprint = device.fingerprint()
     known = _begun(directory / RESULTS, manifest, fingerprint)
@@ -104,12 +108,40 @@ def check_files(directory: Path) -> None:
         path = directory / name
         if not path.is_file():
             raise RunnerError(f"{name} is missing; copy the bundle again.")
-        found = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                found.update(block)
-        if found.hexdigest() != digest:
+        if _digest(path) != digest:
             raise RunnerError(f"{name} was damaged or changed; copy the bundle again.")
+
+
+def unpack(directory: Path, weights: Mapping[str, Any]) -> None:
+    """Write the weights out as fp32, from the half precision in which they travel; nothing where that is done.
+
+    Raises:
+        RunnerError: What comes out is not what it should be.
+        OSError: There is no room for them.
+    """
+    target = directory / weights["file"]
+    if target.is_file() and target.stat().st_size == weights["size"] and _digest(target) == weights["sha256"]:
+        return
+    aside = target.with_suffix(".unpacking")
+    try:
+        with (directory / weights["packed"]).open("rb") as source, aside.open("wb") as file:
+            for offset, length, halved in weights["parts"]:
+                file.write(b"\0" * (offset - file.tell()))
+                content = source.read(length // 2 if halved else length)
+                file.write(np.frombuffer(content, "<f2").astype("<f4").tobytes() if halved else content)
+        if _digest(aside) != weights["sha256"]:
+            raise RunnerError(f"{weights['packed']} does not unpack to what it should; copy the bundle again.")
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def _begun(path: Path, manifest: Mapping[str, Any], fingerprint: Mapping[str, str]) -> Results:

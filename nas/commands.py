@@ -44,10 +44,11 @@ def profile(config: DictConfig) -> None:
 
 def bundle(config: DictConfig) -> None:
     """Write what `nas profile` would measure as a folder for another machine."""
-    from nas.elsewhere import Elsewhere
+    from nas.elsewhere import Elsewhere, check_elsewhere
     from nas.measuring import DeviceBench
 
     bench = Workbench(plain(config))
+    check_elsewhere(bench.device, "A bundle")
     wanted = bench.config["directory"]
     directory, manifest = Elsewhere(DeviceBench(bench)).write(Path(wanted) if wanted else None)
     size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) / 1e6

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latency_models.bundle import Entry, Plan
+    from latency_models.device import Device
     from latency_models.measurement import Measurement
     from latency_models.profile import DeviceProfile
     from latency_models.results import Results
@@ -41,6 +42,7 @@ class Elsewhere:
         """
         bench, wanted = self.bench, self.settings["import"]
         if wanted is not None:
+            check_elsewhere(bench.device, "`profile.import`")
             return self.imported(Path(wanted))
         stored = self.stored()
         if stored is not None and not stored.missing(self._subnets()):
@@ -152,11 +154,11 @@ class Elsewhere:
         from latency_models.bundle import Entry, read_manifest, write_bundle
         from latency_models.bundle_results import measurement_of
         from latency_models.remote import RemoteBundle
-        from latency_models.results import RESULTS, read_results
+        from latency_models.results import MANIFEST, RESULTS, read_results
 
         bench, plan = self.bench, replace(self._plan(), protocol=protocol, converted=True)
         wanted = [subnet.to_dict() for subnet, _ in graphs]
-        manifest = read_manifest(directory)
+        manifest = read_manifest(directory / MANIFEST)
         # Distilling anew changes weights, which latency does not depend on.
         if manifest is None or [entry["subnet"] for entry in manifest["subnets"]] != wanted:
             entries = (Entry(subnet, load_graph(file), {}) for subnet, file in graphs)
@@ -210,8 +212,9 @@ class Elsewhere:
     def _same_bundle(self, directory: Path) -> dict[str, Any] | None:
         """The manifest of a bundle that was made for the very same, or None."""
         from latency_models.bundle import read_manifest
+        from latency_models.results import MANIFEST
 
-        manifest = read_manifest(directory)
+        manifest = read_manifest(directory / MANIFEST)
         if manifest is None:
             return None
         plan = self._plan()
@@ -240,17 +243,15 @@ class Elsewhere:
     # -- results ----------------------------------------------------------------------------------------------------
 
     def _manifest(self, path: Path, results: Results) -> dict[str, Any]:
-        """The manifest of the bundle that results are of: beside them, or kept when the bundle was made."""
+        """The manifest of the bundle that results are of: kept when the bundle was made, or beside them."""
         from latency_models.bundle import read_manifest
-        from latency_models.results import ResultsError
+        from latency_models.results import MANIFEST, ResultsError
 
-        beside = read_manifest(path.parent)
-        if beside is not None and beside.get("id") == results.bundle:
-            return beside
         kept = self.bench.cache / "bundles" / f"{results.bundle}.json"
-        if kept.is_file():
-            manifest: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-            return manifest
+        for file in (kept, path.parent / MANIFEST):
+            manifest = read_manifest(file)
+            if manifest is not None and manifest["id"] == results.bundle:
+                return manifest
         raise ResultsError(
             f"{path}: is of bundle {results.bundle}, which was not made under {self.bench.root}; "
             "import it from inside its bundle's folder, or under the root that made it."
@@ -270,6 +271,23 @@ class Elsewhere:
     @property
     def _folder(self) -> Path:
         return self.bench.cache / "profiles"
+
+
+def check_elsewhere(device: Device, what: str) -> None:
+    """Refuse a device of this machine, which is measured here and needs nothing brought home.
+
+    Args:
+        device: The configuration's.
+        what: What was asked for.
+
+    Raises:
+        ValueError: The device is of this machine.
+    """
+    if device.transport == "local":
+        raise ValueError(
+            f"{what} is for a device that is another machine, but {device.name} is this one; name the other, for "
+            "example with device=another device.name=NAME device.threads=4."
+        )
 
 
 def _short(value: Any) -> str:

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 _MOST_TEXTS = 32
 
 
+def several(value: Any) -> list[str]:
+    """Names as a list: ``format=onnx`` means ``format=[onnx]``."""
+    return [value] if isinstance(value, str) else [str(name) for name in value or ()]
+
+
 class Export:
     """Writes one candidate of a study.
 
@@ -47,19 +52,31 @@ class Export:
         """
         from latency_models.profiler import Profiler
         from nas.engine.candidates import pick
-        from nas.export.artefacts import Blocks, chosen
-        from nas.export.export import export_candidate
+        from nas.export.artefacts import Blocks, check_runtimes, chosen
+        from nas.export.export import check_target, export_candidate
 
         config, bench = self.bench.config, self.bench
-        _ = chosen(config["format"], config["precision"])  # What is wrong with them is told at once.
+        formats, precisions = several(config["format"]), several(config["precision"])
+        if not formats:
+            raise ValueError("`format` must name at least one format, but is empty.")
+        # What is wrong with them is told at once.
+        check_runtimes(chosen(formats, precisions), self._tensorrt)
         check_arguments(Profiler, self.settings["protocol"])
+        Profiler(**self.settings["protocol"])
+        for name, values in (
+            ("batches", self.settings["batches"]),
+            ("calibration_samples", [self.settings["calibration_samples"]]),
+        ):
+            if bad := [value for value in values if type(value) is not int or value < 1]:
+                raise ValueError(f"`measure.{name}` must be whole numbers >= 1, but got {bad[0]!r}.")
         candidate = pick(
             self.stages.stored().front, self.stages.objectives, config["pick"], dict(config["under"] or {}) or None
         )
         blocks = Blocks.of(bench.space.shape, candidate.subnet)
-        artefacts = chosen(config["format"], config["precision"], blocks)
+        artefacts = chosen(formats, precisions, blocks)
         name = f"{config['study']}-{config['pick']}"
         directory = Path(config["directory"] or self.stages.directory / "models" / name)
+        check_target(directory)
         model = self._model(candidate, name)
 
         def metrics(folder: Path, checks: Sequence[Check]) -> dict[str, Any]:
@@ -74,8 +91,8 @@ class Export:
             name=name,
             teacher=str(config["model"]["path"]),
             metrics=metrics,
-            formats=config["format"],
-            precisions=config["precision"],
+            formats=formats,
+            precisions=precisions,
             calibration_samples=int(self.settings["calibration_samples"]),
             metadata=self._told(candidate),
             device=self._tensorrt,
@@ -197,7 +214,7 @@ class Export:
         from latency_models.device import Device
         from nas.export.measure import Subject
 
-        if "transformers" not in self.bench.config["format"]:
+        if "transformers" not in several(self.bench.config["format"]):
             return []
         target = self.bench.device
         device = target if target.backend == "torch" else Device("torch_cpu", "torch", threads=target.threads)

@@ -89,7 +89,7 @@ class DeviceBench:
         from nas.profiling import METERS, Profiling, remember, remembered
 
         bench, settings = self.bench, self.settings
-        if bench.device.transport != "local":
+        if bench.device.transport != "local" or settings["import"] is not None:
             from nas.elsewhere import Elsewhere
 
             return Elsewhere(self).profile()

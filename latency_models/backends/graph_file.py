@@ -53,6 +53,23 @@ def graph_bytes(model: Any) -> bytes:
     return content
 
 
+def check_opset(model: Any) -> None:
+    """Refuse a graph of an opset that is not defined yet: some runtimes would read it as the newest that they know.
+
+    Raises:
+        BackendError: It is.
+    """
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    for entry in load_graph(model).opset_import:
+        if entry.domain in ("", "ai.onnx") and entry.version > newest:
+            raise BackendError(
+                f"ONNX graph: `opset` must be at most {newest}, the newest known here, but is {entry.version}; "
+                "export it with an older one, or update onnx and the runtime."
+            )
+
+
 def input_names(model: Any) -> list[str]:
     """Names of a graph's inputs; constants that are listed among them are none."""
     graph = load_graph(model).graph

@@ -40,7 +40,7 @@ from latency_models.backends.graph_sizes import (
     sizes_of_weights,
 )
 from latency_models.backends.graph_twin import twin
-from latency_models.backends.onnx import DEFAULT_OPSET, clean, export_ir, takes_cache
+from latency_models.backends.onnx import DEFAULT_OPSET, clean, export_ir, forget_shapes, takes_cache
 from search_spaces.families import blocks_of, blocks_path
 from search_spaces.shapes import ModelShape
 
@@ -126,7 +126,7 @@ class GraphTemplate:
 
             caches = find_caches(program)
         clean(program)
-        _forget_shapes(program)
+        forget_shapes(program)
         _own_tensors(program)
         _name_transposed(program, model)
         if missing := [name for name in boundaries if name not in values]:
@@ -184,15 +184,6 @@ class GraphTemplate:
         model.metadata_props.update(metadata or {})
         proto: onnx.ModelProto = ir.to_proto(model)
         return proto
-
-
-def _forget_shapes(model: ir.Model) -> None:
-    """Drop the shapes between inputs and outputs: they are the teacher's."""
-    ends = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
-    for node in model.graph:
-        for value in node.outputs:
-            if id(value) not in ends:
-                value.shape = None
 
 
 def _own_tensors(model: ir.Model) -> None:

@@ -5,6 +5,7 @@ Bundles carry this file to machines that have nothing but Python, numpy and ONNX
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,9 @@ class _BoundRun:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's text: runtimes append pages of context."""
+    """What an exception of ONNX Runtime says, in one line: without its codes, source files and pages of context."""
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    if found := re.search(r"Opset (\d+) is under development.* till opset (\d+)", text):
+        return f"it is of opset {found[1]}, this runtime knows up to {found[2]}; export it with an older one."
+    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text.splitlines()[0])
+    return re.sub(r"^/\S+:\d+ .*?\) (?=[A-Z])", "", line)[:300]

@@ -17,7 +17,7 @@ import openvino
 from numpy.typing import NDArray
 
 from latency_models.backends.base import BackendError, with_cache
-from latency_models.backends.graph_file import graph_bytes
+from latency_models.backends.graph_file import check_opset, graph_bytes
 from latency_models.backends.quantize import is_quantized
 
 IR_SUFFIX = ".xml"
@@ -35,7 +35,7 @@ def read_graph(model: Any) -> tuple[Any, bool]:
         model: An ONNX graph, or the path of a ``.xml`` file with its ``.bin`` beside it.
 
     Raises:
-        BackendError: The file is missing or no model.
+        BackendError: The file is missing or no model, or of an opset that nobody knows.
     """
     core = openvino.Core()
     if isinstance(model, str | Path) and Path(model).suffix == IR_SUFFIX:
@@ -45,6 +45,7 @@ def read_graph(model: Any) -> tuple[Any, bool]:
         return found, any(
             op.get_element_type() in _INTEGERS for op in found.get_ops() if op.get_type_name() == "Constant"
         )
+    check_opset(model)
     return core.read_model(graph_bytes(model)), is_quantized(model)
 
 
@@ -113,6 +114,15 @@ def quantize(model: Any, calibration: Iterable[Mapping[str, NDArray[Any]]]) -> A
 def save_graph(model: Any, path: Path, *, half: bool = False) -> None:
     """Write a model as ``.xml`` and ``.bin``; with weights in fp16 where asked."""
     openvino.save_model(model, str(path), compress_to_fp16=half)
+
+
+def check_nncf() -> None:
+    """Refuse to go on without what brings models to integers.
+
+    Raises:
+        BackendError: NNCF is not installed.
+    """
+    _nncf()
 
 
 @cache

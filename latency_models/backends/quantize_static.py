@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from latency_models.backends.base import BackendError, with_cache
-from latency_models.backends.graph_file import input_names, input_shapes, load_graph
+from latency_models.backends.graph_file import check_opset, input_names, input_shapes, load_graph
 from latency_models.backends.quantize import Calibration, check_nodes, copied, quiet, weight_products
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def quantize_static(
     from onnxruntime.quantization import quantize_static as run_tool
 
     graph = load_graph(model)
+    check_opset(graph)  # The tool runs the graph, and would say so in its own way.
     check_nodes(graph, nodes)
     wanted = weight_products(graph) if nodes is None else list(nodes)
     if not wanted:

@@ -109,6 +109,30 @@ def chosen(formats: Sequence[str], precisions: Sequence[str], blocks: Blocks | N
     return tuple(row for row in ARTEFACTS.values() if (row.format, row.precision) in wanted)
 
 
+def check_runtimes(artefacts: Sequence[Artefact], engines: Device | None = None) -> None:
+    """Refuse artefacts whose runtime is not here, before anything is done for them.
+
+    Args:
+        artefacts: What shall be written.
+        engines: Where TensorRT would build its engines; the first GPU unless given.
+
+    Raises:
+        BackendError: A runtime, or a tool of it, is not installed.
+    """
+    from latency_models.backends.base import make_backend
+    from latency_models.device import Device
+
+    if any(row.format == "tensorrt" for row in artefacts):
+        make_backend(engines or Device("tensorrt_cuda", "tensorrt", provider="cuda"))
+    precisions = {row.precision for row in artefacts if row.format == "openvino"}
+    if precisions:
+        make_backend(Device("openvino_cpu", "openvino"))
+    if precisions - {"fp32", "fp16"}:
+        from latency_models.backends.openvino_graph import check_nncf
+
+        check_nncf()
+
+
 def size_mb(artefact: Artefact, directory: Path) -> float:
     """Size on disk in megabytes (10^6 bytes), of all the files that belong to it."""
     file = directory / artefact.file
@@ -171,11 +195,7 @@ def _write_onnx(
 def _write_openvino(
     artefact: Artefact, graph: ModelProto, target: Path, calibration: Calibration, metadata: dict[str, str], _: Any
 ) -> None:
-    from latency_models.backends.base import make_backend
-    from latency_models.device import Device
-
-    # Only to say what is missing where OpenVINO is not installed.
-    make_backend(Device("openvino_cpu", "openvino"))
+    check_runtimes([artefact])
     from latency_models.backends.openvino_graph import compress_weights, quantize, read_graph, save_graph
 
     model, _quantized = read_graph(graph)

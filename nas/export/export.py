@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from latency_models.device import Device
     from nas.tasks.task import Task
 
-METRICS_FILE = "metrics.json"
+METRICS_FILE, FACTS_FILE = "metrics.json", "card.json"
 _VERSIONS = ("hwnas", "torch", "transformers", "onnxruntime")
 
 
@@ -96,10 +96,11 @@ def export_candidate(
         device: Where TensorRT builds its engines.
 
     Raises:
-        ValueError: A format or a precision is unknown.
+        ValueError: A format or a precision is unknown, or the directory is something else than an exported folder.
         ExportError: An artefact does not compute what the model computes, or the folder cannot be written.
         BackendError: A runtime that is asked for is not installed.
     """
+    check_target(directory)
     blocks = Blocks.of(shape, subnet)
     artefacts = chosen(formats, precisions, blocks)
     title = name or directory.name
@@ -112,10 +113,22 @@ def export_candidate(
         for row in artefacts:
             assert graph is not None
             write_artefact(row, graph, aside, calibration=calibration, metadata=told, device=device, blocks=blocks)
-        (aside / "card.json").write_text(_card(title, teacher, task, subnet, artefacts).to_json(), encoding="utf-8")
+        (aside / FACTS_FILE).write_text(_card(title, teacher, task, subnet, artefacts).to_json(), encoding="utf-8")
         checks = verify(aside, Reference.from_model(model, task))
         write_metrics(aside, metrics(aside, checks) if callable(metrics) else metrics or {})
     return ExportedModel(directory, artefacts, checks)
+
+
+def check_target(directory: Path) -> None:
+    """Refuse a place that an export would replace, unless it is an earlier export.
+
+    Raises:
+        ValueError: There is something else.
+    """
+    if not directory.exists() or (directory / FACTS_FILE).is_file():
+        return
+    if not directory.is_dir() or any(directory.iterdir()):
+        raise ValueError(f"export: `directory` must be new, or an earlier export, but {directory} is something else.")
 
 
 def write_graphs(
@@ -163,7 +176,7 @@ def write_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
     Raises:
         ValueError: The folder was not written by ``export_candidate``.
     """
-    file = directory / "card.json"
+    file = directory / FACTS_FILE
     if not file.is_file():
         raise ValueError(f"{directory}: has no {file.name}; is it a folder that `nas export` wrote?")
     card = Card.from_json(file.read_text(encoding="utf-8"))

@@ -118,7 +118,7 @@ def measure(
 
 def _figures(subject: Subject, costs: Costs, rates: Throughput) -> dict[str, Any]:
     measured, energy = costs.latency, costs.energy
-    found = {
+    found: dict[str, Any] = {
         "p50_ms": measured.p50,
         "p90_ms": measured.p90,
         "p99_ms": measured.p99,
@@ -131,6 +131,8 @@ def _figures(subject: Subject, costs: Costs, rates: Throughput) -> dict[str, Any
         "peak_memory_mb": costs.peak_memory_mb,
         "size_mb": subject.size_mb,
     }
+    if costs.memory is not None and costs.memory.gpu_mb is not None:
+        found |= {"peak_gpu_memory_mb": costs.memory.gpu_mb, "gpu_memory_source": costs.memory.gpu_source}
     return found if energy is None else found | {"energy_mj": energy.millijoules, "energy_source": energy.source}
 
 

@@ -68,6 +68,7 @@ class Check:
             ``tokens`` (number of texts that are tokenised differently).
         value: What was found.
         limit: What is allowed.
+        absolute: Largest absolute difference of any value, whichever rule decides; None where texts are compared.
     """
 
     artefact: str
@@ -76,6 +77,7 @@ class Check:
     rule: Rule
     value: float
     limit: float
+    absolute: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -90,12 +92,14 @@ class Check:
 
 def scaled_difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
     """Largest absolute difference relative to the largest absolute expected value; infinite where shapes differ."""
+    return absolute_difference(found, expected) / (float(np.abs(expected).max(initial=0.0)) or 1.0)
+
+
+def absolute_difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Largest absolute difference; infinite where shapes differ."""
     if found.shape != expected.shape:
         return float("inf")
-    if not expected.size:
-        return 0.0
-    scale = float(np.abs(expected).max()) or 1.0
-    return float(np.abs(found.astype(np.float64) - expected).max() / scale)
+    return float(np.abs(found.astype(np.float64) - expected).max(initial=0.0))
 
 
 def mean_cosine(found: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -117,12 +121,12 @@ def check_artefact(path: Path, artefact: Artefact, reference: Reference, limit: 
     compare = mean_cosine if artefact.rule == "cosine" else scaled_difference
     checks = []
     for inputs, expected in zip(reference.inputs, reference.outputs, strict=True):
-        found = backend.compile(str(path), inputs).outputs()
+        outputs = backend.compile(str(path), inputs).outputs()
         shape = next(iter(inputs.values())).shape
-        checks += [
-            Check(path.name, name, shape, artefact.rule, compare(found.get(name, np.empty(0)), value), limit)
-            for name, value in expected.items()
-        ]
+        for name, value in expected.items():
+            found = outputs.get(name, np.empty(0))
+            absolute = absolute_difference(found, value)
+            checks.append(Check(path.name, name, shape, artefact.rule, compare(found, value), limit, absolute))
     return checks
 
 
@@ -139,9 +143,8 @@ def check_transformers(directory: Path, reference: Reference, limit: float) -> l
         with torch.inference_mode():
             found = model(**tensors, return_dict=True)[0].numpy()
         shape = next(iter(inputs.values())).shape
-        checks.append(
-            Check("transformers", "first output", shape, "difference", scaled_difference(found, expected), limit)
-        )
+        value, absolute = scaled_difference(found, expected), absolute_difference(found, expected)
+        checks.append(Check("transformers", "first output", shape, "difference", value, limit, absolute))
     return checks
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,29 @@ def test_export_writes_the_picked_model(searched, root, capsys):
     folder = Path(capsys.readouterr().out.strip().splitlines()[-1])
     assert (folder / "model.onnx").is_file()
     assert (folder / "subnet.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["format=tensorrt"], 1, "device 'tensorrt_cuda': "),
+        (["format=[]"], 2, "`format` must name at least one format"),
+        (["format=onnx", "precision=fp7"], 2, "`precision` must be among fp32, .* but got 'fp7'"),
+        (["directory={other}"], 2, "must be new, or an earlier export"),
+        (["measure.batches=[1,0]"], 2, "`measure.batches` must be whole numbers >= 1, but got 0"),
+        (["measure.calibration_samples=few"], 2, "`measure.calibration_samples` must be whole numbers"),
+        (["measure.protocol.burst=0"], 2, "`burst` must be a whole number >= 1, but got 0"),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused_before_any_work(searched, root, tmp_path, capsys, options, code, message):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    asked = [text.format(other=tmp_path) for text in options]
+    assert run(["export", f"root={root}", "study=smoke", *FAST, *asked, "progress=plain"]) == code
+    said = capsys.readouterr().err
+    assert re.search(message, said)
+    assert "Recalibrating" not in said
+    assert len(said.strip().splitlines()) == 1
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 def test_blocks_with_precisions_are_searched_reported_and_exported(searched, root, capsys):

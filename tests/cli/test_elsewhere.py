@@ -100,6 +100,33 @@ def test_results_that_do_not_fit_are_refused_in_one_line(root, measured, tmp_pat
     assert message in lines[0]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: {"id": data["id"]}, lambda data: [data], lambda data: {**data, "id": "another"}],
+    ids=["torn", "a list", "another bundle"],
+)
+def test_a_damaged_manifest_beside_results_is_as_none(root, measured, tmp_path, capsys, damage):
+    """At home it is kept from when the bundle was made; elsewhere the results are of an unknown bundle."""
+    shutil.copy(measured / "results.jsonl", tmp_path)
+    data = json.loads((measured / "bundle.json").read_text())
+    (tmp_path / "bundle.json").write_text(json.dumps(damage(data)))
+    asked = [*SMALL, f"profile.import={tmp_path / 'results.jsonl'}"]
+    assert run(smoke(root, "profile", "device=pi4", *asked)) == 0
+    other = tmp_path / "other"
+    make_smoke_assets(other / "smoke")
+    capsys.readouterr()
+    assert run(smoke(other, "profile", "device=pi4", *asked)) == 2
+    assert "was not made under" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["bundle", "profile"])
+def test_a_device_of_this_machine_has_no_bundle_and_imports_nothing(root, measured, tmp_path, capsys, command):
+    option = {"bundle": f"directory={tmp_path / 'b'}", "profile": f"profile.import={measured / 'results.jsonl'}"}
+    assert run(smoke(root, command, *SMALL, option[command])) == 2
+    assert "another machine, but onnxruntime_cpu is this one; name the other" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
 def test_unfinished_results_are_taken_where_that_is_asked_for(root, measured, tmp_path, capsys):
     shutil.copy(measured / "bundle.json", tmp_path)
     path = tmp_path / "results.jsonl"

@@ -29,8 +29,17 @@ DEVICES = {
     "openvino_int8_static": Device("b", "openvino", precision="int8", options={"quantization": "static"}),
     "openvino_int4": Device("openvino_int4", "openvino", precision="int4"),
 }
+ON_GPU = {
+    "torch_cuda": Device("torch_cuda", "torch", provider="cuda"),
+    "torch_cuda_fp16": Device("torch_cuda_fp16", "torch", precision="fp16", provider="cuda"),
+    "torch_cuda_bf16": Device("torch_cuda_bf16", "torch", precision="bf16", provider="cuda"),
+    "torch_cuda_compile": Device("torch_cuda_compile", "torch", provider="cuda", options={"compile": True}),
+    "torch_cuda_graphs": Device(
+        "torch_cuda_graphs", "torch", provider="cuda", options={"compile": True, "mode": "reduce-overhead"}
+    ),
+}
 # Relative to the outputs' scale, against torch in fp32.
-TOLERANCES = {"fp32": 1e-4, "bf16": 0.1, "int8": 0.2, "int4": 0.6}
+TOLERANCES = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.02, "int8": 0.2, "int4": 0.6}
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +52,11 @@ def graph(module):
     return export_onnx(module, example_inputs(), POOLED_NAMES)
 
 
-@pytest.fixture(params=list(DEVICES))
+@pytest.fixture(params=[*DEVICES, *(pytest.param(name, marks=pytest.mark.gpu) for name in ON_GPU)])
 def device(request):
-    found = DEVICES[request.param]
+    found = {**DEVICES, **ON_GPU}[request.param]
+    if request.param in ON_GPU and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
     pytest.importorskip(found.backend)
     return found
 
@@ -126,6 +137,16 @@ class TestBackend:
     def test_a_wrong_model_is_refused(self, device):
         with pytest.raises(BackendError):
             make_backend(device).compile(42, example_inputs())
+
+    def test_an_opset_that_the_runtime_lacks_is_named(self, device, graph):
+        if BACKENDS[device.backend].takes == "module":
+            pytest.skip("takes no graphs")
+        newer = onnx.ModelProto.FromString(graph.SerializeToString())
+        newer.opset_import[0].version = 99
+        with pytest.raises(BackendError, match=r"opset.* 99\b.* (up to|at most) \d+|at most \d+.* 99\b") as failure:
+            make_backend(device).compile(newer, example_inputs())
+        assert "\n" not in str(failure.value)
+        assert "older" in str(failure.value)
 
     def test_unknown_options_and_providers_are_refused(self, device):
         with pytest.raises(BackendError, match="unknown option 'speed'"):

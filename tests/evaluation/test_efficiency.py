@@ -11,6 +11,7 @@ import torch
 
 from latency_models.backends.onnx import export_onnx
 from latency_models.device import Device
+from latency_models.meters import PeakMemory
 from latency_models.profiler import Profiler
 from nas.evaluation.efficiency import GraphSubject, count_macs, measure_efficiency
 from nas.tasks.deployed import GraphModel
@@ -56,7 +57,7 @@ def test_a_model_beside_its_reference(task: TextClassification, graph: Path, mon
             return Meter.count
 
     monkeypatch.setattr("latency_models.deployed.find_energy_meter", lambda _: Meter())
-    monkeypatch.setattr("latency_models.deployed.peak_memory_mb", lambda _: 123.0)
+    monkeypatch.setattr("latency_models.deployed.peak_memory", lambda *_: PeakMemory(123.0))
     deployed = GraphSubject("m", graph, task.load_model())
     told: list[str] = []
     sections = measure_efficiency(

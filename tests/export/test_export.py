@@ -13,7 +13,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from nas.export.export import export_candidate, write_metrics
+from nas.export.export import check_target, export_candidate, write_metrics
 from nas.export.model_card import Card, load_snippet, transformers_snippet
 from nas.export.reference import Reference
 from nas.export.verify import (
@@ -161,6 +161,23 @@ def test_an_export_replaces_an_older_folder_and_takes_a_ready_graph(exported: Ex
     assert not (copy / "old.txt").exists()
     assert not (copy / "model_int8.onnx").exists()
     assert list(result.graphs) == ["fp32"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_is_no_export_is_never_replaced(exported: Exported, tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "thesis"
+    if kind == "folder":
+        target.mkdir()
+    kept = target / "thesis.txt" if kind == "folder" else target
+    kept.write_text("years of work")
+    arguments = (exported.model, exported.subnet, exported.space.shape, exported.task)
+    with pytest.raises(ValueError, match=r"must be new, or an earlier export, but .*thesis is something else"):
+        export_candidate(*arguments, target)
+    assert kept.read_text() == "years of work"
+    assert list(tmp_path.iterdir()) == [target]
+    check_target(tmp_path / "new")
+    (tmp_path / "empty").mkdir()
+    check_target(tmp_path / "empty")
 
 
 def test_an_unknown_precision_is_refused_before_anything_is_written(exported: Exported, tmp_path: Path) -> None:

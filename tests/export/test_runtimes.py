@@ -41,6 +41,8 @@ def test_every_format_and_precision_is_written_and_checked(everything: ExportedM
     checked = {check.artefact for check in everything.checks}
     assert {artefact.file for artefact in everything.artefacts} < checked
     assert all(check.passed for check in everything.checks)
+    differences = [check.absolute for check in everything.checks if check.artefact == "model.onnx"]
+    assert 0 < max(differences) < 1e-3
     assert everything.size_mb["openvino fp16"] < everything.size_mb["openvino fp32"]
     assert everything.size_mb["onnx int4"] < everything.size_mb["onnx fp32"]
     for artefact in everything.artefacts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from latency_models import bundle as bundle_module
 from latency_models import runner
-from latency_models.bundle import Entry, Plan, write_bundle
+from latency_models.bundle import BundleError, Entry, Plan, write_bundle
 from latency_models.device import Device
 from latency_models.measurement import Measurement
 from latency_models.results import ResultsError, encode, header_line, read_results
@@ -133,15 +134,74 @@ def test_weights_are_stored_once(bundle, compiler, subnets):
     graphs = [compiler.graph(subnet) for subnet in [compiler._supernet.space.teacher, *subnets]]
     tensors = [t.raw_data for graph in graphs for t in graph.graph.initializer if len(t.raw_data) >= 1024]
     distinct = sum(len(content) for content in set(tensors))
+    # They travel one behind the other; unpacked, each begins where it can be mapped into memory.
+    assert (bundle / "graphs" / "weights.packed").stat().st_size == distinct
+    assert distinct < 0.5 * sum(len(content) for content in tensors)
+    unpack(bundle)
     stored = (bundle / "graphs" / "weights.bin").stat().st_size
     assert distinct <= stored <= distinct + 4096 * len(set(tensors))
-    assert distinct < 0.5 * sum(len(content) for content in tensors)
     import onnx
 
     graph = onnx.load(bundle / "graphs" / "0000.onnx")
     assert graph.graph.initializer[0].raw_data
     expected = {t.name: t.raw_data for t in compiler.graph(subnets[0]).graph.initializer}
     assert all(tensor.raw_data == expected[tensor.name] for tensor in graph.graph.initializer)
+
+
+def unpack(directory: Path) -> None:
+    runner.unpack(directory, json.loads((directory / "bundle.json").read_text())["weights"])
+
+
+def test_large_weights_travel_at_half_precision(compiler, subnets, tmp_path, monkeypatch, capsys):
+    make(tmp_path / "whole", compiler, subnets)
+    monkeypatch.setattr(bundle_module, "_HALVED", 2048)
+    make(tmp_path / "bundle", compiler, subnets)
+    sizes = [(tmp_path / name / "graphs" / "weights.packed").stat().st_size for name in ("whole", "bundle")]
+    assert sizes[1] < 0.7 * sizes[0]
+    assert runner.main(tmp_path / "bundle", []) == 0, "it computes what it computes at home"
+    import onnx
+
+    graph = onnx.load(tmp_path / "bundle" / "graphs" / "0000.onnx")
+    expected = {t.name: onnx.numpy_helper.to_array(t) for t in compiler.graph(subnets[0]).graph.initializer}
+    for tensor in graph.graph.initializer:
+        own, whole = onnx.numpy_helper.to_array(tensor), expected[tensor.name]
+        assert own.dtype == whole.dtype
+        own, whole = own.astype(np.float64), whole.astype(np.float64)
+        assert np.abs(own - whole).max() <= 1e-3 * np.abs(whole).max()
+    # What is unpacked already stays; what was damaged since is unpacked again.
+    weights = tmp_path / "bundle" / "graphs" / "weights.bin"
+    good = weights.read_bytes()
+    weights.write_bytes(b"x" * len(good))
+    unpack(tmp_path / "bundle")
+    assert weights.read_bytes() == good
+    assert sorted(path.name for path in weights.parent.glob("weights.*")) == ["weights.bin", "weights.packed"]
+
+
+def full(*args, **kwargs):
+    raise OSError(28, os.strerror(28))
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(compiler, subnets, tmp_path, monkeypatch, capsys):
+    make(tmp_path / "there", compiler, subnets)
+    with monkeypatch.context() as patched:
+        patched.setattr(bundle_module.np, "savez_compressed", full)
+        with pytest.raises(BundleError, match=r"x cannot be written: No space left on device\.$"):
+            make(tmp_path / "x", compiler, subnets)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    monkeypatch.setattr(runner.np, "frombuffer", full)
+    monkeypatch.setattr(runner, "_append", full)
+    assert runner.main(tmp_path / "there", []) == 1
+    said = capsys.readouterr().err
+    assert f"error: {tmp_path / 'there'}: No space left on device" in said
+    assert not list((tmp_path / "there").rglob("*.unpacking"))
+
+
+def test_what_half_precision_would_ruin_travels_whole():
+    numbers = np.linspace(-1, 1, 1 << 15, dtype=np.float32)
+    assert bundle_module._halved(numbers.tobytes()) is not None
+    for ruined in (numbers * 1e6, numbers * 1e-7, np.where(numbers > 0.99, np.nan, numbers)):
+        assert bundle_module._halved(ruined.astype(np.float32).tobytes()) is None
+    assert bundle_module._halved(numbers[:64].tobytes()) is None
 
 
 def test_checksums_are_those_of_sha256sum(bundle):
@@ -199,7 +259,7 @@ def test_results_can_be_streamed(bundle, capsys):
     ("damage", "message"),
     [
         (lambda b: (b / "graphs" / "0001.onnx").write_bytes(b"x"), "0001.onnx was damaged or changed"),
-        (lambda b: (b / "graphs" / "weights.bin").unlink(), "weights.bin is missing"),
+        (lambda b: (b / "graphs" / "weights.packed").unlink(), "weights.packed is missing"),
         (lambda b: (b / "checksums.sha256").unlink(), "is it a whole bundle?"),
         (lambda b: (b / "results.jsonl").write_text("nonsense\n"), "line 1: is damaged"),
         (lambda b: (b / "results.jsonl").write_text(header_line("another", {})), "is of bundle another"),

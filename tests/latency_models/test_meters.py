@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from latency_models import meters
 from latency_models.backends.base import BackendError
 from latency_models.device import Device
-from latency_models.meters import NvmlMeter, RaplMeter, find_energy_meter, measure_energy, peak_memory_mb, throughput
+from latency_models.meters import (
+    NvmlMeter,
+    PeakMemory,
+    RaplMeter,
+    find_energy_meter,
+    gpu_memory_mb,
+    measure_energy,
+    peak_memory,
+    peak_memory_mb,
+    throughput,
+)
 from search_spaces.cost import Workload
 
 
@@ -36,6 +49,38 @@ def test_peak_memory_is_that_of_the_run_and_not_of_this_process():
     assert small < ballast.nbytes / 1e6
     with pytest.raises(BackendError, match="gone"):
         peak_memory_mb(failing_run)
+
+
+def test_a_cpu_has_no_gpu_memory():
+    found = peak_memory(partial(allocating_run, 1), Device("x", "onnxruntime"))
+    assert found == PeakMemory(found.host_mb)
+    assert found.host_mb > 0
+
+
+def with_processes(*processes, fails=False):
+    nvml = fake_nvml(iter([]))
+
+    def running(handle):
+        if fails:
+            raise nvml.NVMLError("Not Supported")
+        return [SimpleNamespace(pid=pid, usedGpuMemory=taken) for pid, taken in processes]
+
+    nvml.nvmlDeviceGetComputeRunningProcesses = running
+    return nvml
+
+
+def test_gpu_memory_is_what_the_driver_counts_of_this_process_alone():
+    device = Device("x", "onnxruntime", provider="cuda")
+    own = (os.getpid(), 300_000_000)
+    assert gpu_memory_mb(device, with_processes((1, 5_000_000), own)) == (300.0, "nvml")
+    # A container may hide whose memory it is, a driver how much: then there is no figure.
+    for nvml in (with_processes((1, 5_000_000)), with_processes((os.getpid(), None)), with_processes(fails=True)):
+        assert gpu_memory_mb(device, nvml) == (None, "")
+
+
+def test_torch_counts_its_own_tensors(monkeypatch):
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: 7_000_000)
+    assert gpu_memory_mb(Device("x", "torch", provider="cuda")) == (7.0, "torch")
 
 
 def rapl(root, *values, span=1_000_000):
@@ -105,3 +150,23 @@ def test_energy_is_per_run_with_its_source():
     assert energy.source == "bench"
     with pytest.raises(ValueError, match="`seconds` must be positive"):
         measure_energy(run, meter, seconds=0)
+
+
+@pytest.mark.gpu
+def test_a_gpu_counts_its_energy_and_its_memory():
+    if not torch.cuda.is_available() or importlib.util.find_spec("pynvml") is None:
+        pytest.skip("needs a CUDA device and nvidia-ml-py")
+    device = Device("x", "torch", provider="cuda")
+    meter = find_energy_meter(device)
+    assert meter is not None
+    assert meter.source == "nvml"
+    values = torch.ones(4096, 4096, device="cuda")
+
+    def run():
+        torch.mm(values, values)
+        torch.cuda.synchronize()
+
+    assert measure_energy(run, meter, seconds=1.0).millijoules > 0
+    megabytes, source = gpu_memory_mb(device)
+    assert source == "torch"
+    assert megabytes >= values.nbytes / 1e6

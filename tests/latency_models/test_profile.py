@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,9 +91,23 @@ def test_of_repeated_rows_the_one_with_the_least_drift_counts(tmp_path):
 
 def test_rows_of_a_machine_off_its_usual_level_count_relative_to_the_reference(tmp_path):
     profile = DeviceProfile.open(tmp_path / "p.jsonl", HEADER)
-    profile.append(SUBNETS[0], measurement(4.0, drift=0.02))
-    profile.append(SUBNETS[1], measurement(4.0, drift=0.5))
-    assert profile.training_data()[1] == pytest.approx([4.5, 4.5 / 1.5])
+    for subnet, drift in zip(SUBNETS[:5], (0.0, 0.02, 0.5, 0.0, 0.0), strict=True):
+        profile.append(subnet, measurement(4.0, drift=drift))
+    assert profile.reference_level == 2.0
+    assert profile.training_data()[1] == pytest.approx([4.5, 4.5, 4.5 / 1.5, 4.5, 4.5])
+
+
+def test_what_a_session_took_for_usual_when_it_wrote_a_row_does_not_matter(tmp_path):
+    """A busy first minute is the only level that the first rows know; the quiet rest shows it for what it was."""
+    profile = DeviceProfile.open(tmp_path / "p.jsonl", HEADER)
+    for index, subnet in enumerate(SUBNETS[:6]):
+        busy = index < 2
+        own = measurement(5.0 if busy else 4.0, drift=0.25 if busy else 0.0)
+        profile.append(subnet, replace(own, reference_level=2.5 if index < 4 else 2.0))
+    assert profile.reference_level == 2.0
+    assert profile.training_data()[1] == pytest.approx([5.5 / 1.25] * 2 + [4.5] * 4)
+    drifts = [row.measurement.drift for row in profile.latest().values()]
+    assert drifts == pytest.approx([0.25] * 2 + [0.0] * 4)
 
 
 @pytest.mark.parametrize("cut", [1, 20, 300])
