@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from common import Result
 from teachers import data_of, teacher_of
 
 from nas.evaluation.card import ReportCard
+from nas.tasks.data import names_of
 
 SUBNETS = 3
 
@@ -53,7 +55,7 @@ def main() -> int:
 def task_options(name: str, data: Path) -> list[str]:
     """The command line's options for a task, with the splits that its teacher was trained with."""
     texts = data_of(name, data)
-    groups = f"task.data.group_columns=[{','.join(texts.group_columns)}]"
+    groups = f"task.data.group_columns=[{','.join(names_of(texts.group_columns))}]"
     sizes = [f"task.data.{split}={getattr(texts, split)}" for split in ("calibration", "validation", "test")]
     return ["task=text_classification", f"task.data.path={texts.path}", "task.max_length=64", groups, *sizes]
 
@@ -101,7 +103,11 @@ def judge(name: str, data: Path, root: Path, *, quick: bool) -> tuple[list[Repor
 
 
 def figures(card: ReportCard, context: dict[str, Any]) -> list[Result]:
-    """What a card says in a few numbers."""
+    """What a card says in a few numbers, each under the data's and the model's name."""
+    return [replace(found, claim=f"{context['data']}, {card.name}: {found.claim}") for found in _told(card, context)]
+
+
+def _told(card: ReportCard, context: dict[str, Any]) -> list[Result]:
     quality, robustness = card.quality["metrics"]["accuracy"], card.robustness or {}
     calibration, efficiency = (card.calibration or {})["metrics"]["ece"], card.efficiency or {}
     samples = int(card.task["samples"])

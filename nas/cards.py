@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nas.evaluation.evaluate import Run
     from nas.evaluation.judge import Judge
 
+_COMPARED_TEXTS = 64
 _LIBRARIES = ("hwnas", "torch", "transformers", "onnxruntime", "scikit-learn", "fairlearn", "torchmetrics")
 
 
@@ -208,7 +209,11 @@ class JudgeBench:
         if (Path(path) / SUBNET_FILE).is_file():
             return load_subnet(Path(path))
         task: Any = self.bench.task
-        return replace(task, model=path).load_model()
+        own = replace(task, model=path)
+        model = own.load_model()
+        _check_alike(model, self.bench.teacher, path)
+        _check_tokens(own, task, path)
+        return model
 
     def _beside(self, graph: Path) -> Any:
         """The model of the folder that an ONNX file lies in, where we exported both: its operations can be counted.
@@ -226,6 +231,42 @@ class JudgeBench:
             return None
 
 
+def _check_alike(model: Any, teacher: Any, path: str) -> None:
+    """Classes are compared by their place among the logits, so both heads must have them in one order.
+
+    Raises:
+        ValueError: They have not.
+    """
+    own, other = (getattr(side.config, "id2label", None) or {} for side in (model, teacher))
+    if own != other and sorted(own.values()) == sorted(other.values()):
+        at = next(place for place in own if own[place] != other.get(place))
+        raise ValueError(
+            f"{path}: the head must have its classes in the order of the teacher's, but class {at} is {own[at]!r} and "
+            f"not {other.get(at)!r}."
+        )
+
+
+def _check_tokens(own: Any, task: Any, path: str) -> None:
+    """All models are given the teacher's tokens, so a model's tokenizer must give the same, where it has one.
+
+    Raises:
+        ValueError: It does not.
+    """
+    from nas.tasks.samples import TextSamples
+
+    place = Path(path)
+    written = [name for name in ("tokenizer.json", "tokenizer_config.json") if (place / name).is_file()]
+    if not isinstance(task.samples, TextSamples) or (place.is_dir() and not written):
+        return
+    texts = list(task.samples.examples["test"].texts[:_COMPARED_TEXTS])
+    ids = [side.tokenizer(texts, truncation=True, max_length=task.max_length)["input_ids"] for side in (own, task)]
+    if ids[0] != ids[1]:
+        raise ValueError(
+            f"{path}: a model must have its teacher's tokenizer, because all get the same tokens, but its own gives "
+            "others on the test split. Judge it by itself, with model.path."
+        )
+
+
 def _existing_graph(folder: Path) -> Path | None:
     """The fp32 graph that an export left in a folder; it was verified against the folder's model there."""
     from search_spaces.checkpoint import SUBNET_FILE
@@ -234,16 +275,23 @@ def _existing_graph(folder: Path) -> Path | None:
     return graph if graph.is_file() and (folder / SUBNET_FILE).is_file() else None
 
 
+def chosen_form(bench: Workbench) -> str:
+    """In which form cards are to be printed; asked before the work, so that a slip does not cost its result.
+
+    Raises:
+        ValueError: The form is unknown.
+    """
+    shown = str(bench.config["show"])
+    if shown not in ("table", "markdown", "json"):
+        raise ValueError(f"`show` must be table, markdown or json, but got {shown!r}.")
+    return shown
+
+
 def write_cards(cards: Sequence[ReportCard], bench: Workbench) -> list[Path]:
     """Write every card's ``metrics.json`` and ``model_card.md``, to ``output`` or below the root; the folders.
 
     One card goes into the folder of ``output``, several into folders below it, each into its own.
-
-    Raises:
-        ValueError: What is to be shown is unknown.
     """
-    if (shown := bench.config["show"]) not in ("table", "markdown", "json"):
-        raise ValueError(f"`show` must be table, markdown or json, but got {shown!r}.")
     given = bench.config["output"]
     if given and len(cards) == 1:
         write_card(cards[0], Path(given))

@@ -143,13 +143,12 @@ def export(config: DictConfig) -> None:
 
 def evaluate(config: DictConfig) -> None:
     """Judge a model folder or an ONNX file against its teacher, and print its report card."""
-    from nas.cards import JudgeBench, write_cards
+    from nas.cards import JudgeBench, chosen_form, write_cards
     from nas.reports.compare import print_card
 
     bench = Workbench(plain(config))
-    judging = JudgeBench(bench)
+    judging, shown = JudgeBench(bench), chosen_form(bench)
     cards = judging.cards([judging.subject(str(bench.config["candidate"] or bench.config["model"]["path"]))])
-    shown = str(bench.config["show"])
     folders = write_cards(cards, bench)
     if shown == "json":
         print(json.dumps(cards[0].to_dict(), indent=1))
@@ -162,11 +161,11 @@ def evaluate(config: DictConfig) -> None:
 
 def compare(config: DictConfig) -> None:
     """Judge several models against one teacher, and print their report cards side by side."""
-    from nas.cards import JudgeBench, write_cards
+    from nas.cards import JudgeBench, chosen_form, write_cards
     from nas.reports.compare import comparison_csv, comparison_markdown, print_comparison
 
     bench = Workbench(plain(config))
-    judging, shown = JudgeBench(bench), str(bench.config["show"])
+    judging, shown = JudgeBench(bench), chosen_form(bench)
     cards = judging.cards([judging.subject(str(path)) for path in bench.config["models"]])
     folders = write_cards(cards, bench)
     directory = folders[0].parent

@@ -56,6 +56,21 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def load_config(path: str) -> Any:
+    """The configuration of a folder's or hub name's model.
+
+    Raises:
+        FileNotFoundError, ValueError: There is none.
+    """
+    from transformers import AutoConfig
+
+    _check_place(path)
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(_cannot_load("model", path, error)) from error
+
+
 def load_image_processor(path: str) -> Any:
     """The image processor of a folder or hub name.
 
