@@ -8,6 +8,7 @@ Writes benchmarks/results/report_card.json; the cards themselves are below runs/
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import replace
@@ -22,6 +23,7 @@ from nas.evaluation.card import ReportCard
 from nas.tasks.data import names_of
 
 SUBNETS = 3
+SENSITIVITIES = 31
 
 
 def main() -> int:
@@ -34,19 +36,21 @@ def main() -> int:
         print(f"skipped: {data} lacks {missing[0]}.csv; run `make assets`")
         return 0
     results: list[Result] = []
-    seconds = 0.0
+    seconds, busy = 0.0, 0.0
     for name in names:
         teacher_of(name, data)
         searched = search(name, data, options.root)
+        started = processor_seconds()
         cards, spent = judge(name, data, options.root, quick=options.quick)
-        seconds += spent
+        seconds, busy = seconds + spent, busy + processor_seconds() - started
         context = {**common.machine(), "data": name, "models": len(cards)}
         results.append(Result(f"{name}: search and export", searched, "s", 1, context=context))
         results.append(Result(f"{name}: five report cards", spent, "s", 1, context=context))
         for card in cards:
             results += figures(card, {**context, "model": card.name})
     anchor = "target: 600 s on 2 cores"
-    results.insert(0, Result("report cards of all models", seconds, "s", 1, anchor=anchor, context=common.machine()))
+    totals = (("report cards of all models", seconds), ("report cards of all models, processor time", busy))
+    results[:0] = [Result(claim, value, "s", 1, anchor=anchor, context=common.machine()) for claim, value in totals]
     common.show(results)
     print(common.write("report_card_quick" if options.quick else "report_card", results, options.output))
     return 0
@@ -71,8 +75,9 @@ def search(name: str, data: Path, root: Path) -> float:
             [
                 "search", f"root={root}", f"study=report-card-{name}", f"model.path={data / f'minilm_{name}'}",
                 *task_options(name, data), "distiller=logits", f"objectives=[{','.join(goals)}]",
-                "+objectives.constraints.macs=0.6x", "search.num_trials=24", "search.sensitivity_evaluations=31",
-                f"finalists.count={SUBNETS}", f"finalists.distil={SUBNETS}", "finalists.steps=60",
+                "+objectives.constraints.macs=0.6x", "search.num_trials=24",
+                f"search.sensitivity_evaluations={SENSITIVITIES}", f"finalists.count={SUBNETS}",
+                f"finalists.distil={SUBNETS}", "finalists.steps=60",
             ]
         )  # fmt: skip
         if code:
@@ -100,6 +105,12 @@ def judge(name: str, data: Path, root: Path, *, quick: bool) -> tuple[list[Repor
         raise SystemExit(code)
     cards = [ReportCard.load(path) for path in (study / "cards").glob("*/metrics.json")]
     return sorted(cards, key=lambda card: -(card.efficiency or {})["latency_ms"]["p50"]), time.perf_counter() - started
+
+
+def processor_seconds() -> float:
+    """What this process and those that it waited for have spent: on a busy machine, less than the clock says."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def figures(card: ReportCard, context: dict[str, Any]) -> list[Result]:
