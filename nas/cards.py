@@ -75,11 +75,13 @@ class JudgeBench:
         """
         place = Path(path)
         if path == self.teacher.path:
-            return self.teacher
+            return self.teacher if name is None else replace(self.teacher, name=name)
         if place.suffix == ".onnx":
             if not place.is_file():
                 raise FileNotFoundError(f"a model must be a folder or an .onnx file, but {place} is not there.")
             return Subject(name or f"{place.parent.name}/{place.stem}", path, "onnx", self._beside(place), place)
+        if not place.exists() and (place.is_absolute() or path.startswith(".")):
+            raise FileNotFoundError(f"a model must be a folder or an .onnx file, but {place} is not there.")
         return Subject(name or place.name, path, "transformers", self._loaded(path), _existing_graph(place))
 
     def cards(self, subjects: Sequence[Subject]) -> list[ReportCard]:
@@ -231,6 +233,25 @@ class JudgeBench:
             return None
 
 
+def told_apart(paths: Sequence[str]) -> list[str | None]:
+    """Names for models that would otherwise be called alike: as many last parts of their paths as tell them apart.
+
+    None where the usual name does: a folder's own, a graph's with its folder's.
+    """
+    parts = {path: [part for part in Path(path.removesuffix(".onnx")).parts if part != "/"] for path in paths}
+
+    def name(path: str, more: int = 0) -> str:
+        return "/".join(parts[path][-(1 + path.endswith(".onnx") + more) :])
+
+    names: list[str | None] = []
+    for path in paths:
+        twins, more = [other for other in parts if other != path and name(other) == name(path)], 0
+        while more < len(parts[path]) and any(name(other, more) == name(path, more) for other in twins):
+            more += 1
+        names.append(name(path, more) if twins else None)
+    return names
+
+
 def _check_alike(model: Any, teacher: Any, path: str) -> None:
     """Classes are compared by their place among the logits, so both heads must have them in one order.
 
@@ -279,9 +300,11 @@ def chosen_form(bench: Workbench) -> str:
     """In which form cards are to be printed; asked before the work, so that a slip does not cost its result.
 
     Raises:
-        ValueError: The form is unknown.
+        ValueError: The form is unknown, or they cannot be written where they should be.
     """
-    shown = str(bench.config["show"])
+    shown, output = str(bench.config["show"]), bench.config["output"]
+    if output and Path(output).exists() and not Path(output).is_dir():
+        raise ValueError(f"`output` must be a folder, but {output!r} is a file.")
     if shown not in ("table", "markdown", "json"):
         raise ValueError(f"`show` must be table, markdown or json, but got {shown!r}.")
     return shown

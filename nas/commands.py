@@ -161,12 +161,14 @@ def evaluate(config: DictConfig) -> None:
 
 def compare(config: DictConfig) -> None:
     """Judge several models against one teacher, and print their report cards side by side."""
-    from nas.cards import JudgeBench, chosen_form, write_cards
+    from nas.cards import JudgeBench, chosen_form, told_apart, write_cards
     from nas.reports.compare import comparison_csv, comparison_markdown, print_comparison
 
+    _check_models(config)
     bench = Workbench(plain(config))
     judging, shown = JudgeBench(bench), chosen_form(bench)
-    cards = judging.cards([judging.subject(str(path)) for path in bench.config["models"]])
+    paths = [str(path) for path in bench.config["models"]]
+    cards = judging.cards([judging.subject(*found) for found in zip(paths, told_apart(paths), strict=True)])
     folders = write_cards(cards, bench)
     directory = folders[0].parent
     (directory / "comparison.csv").write_text(comparison_csv(cards), encoding="utf-8")
@@ -246,6 +248,22 @@ def dashboard(config: DictConfig) -> None:
     settings = ServeSettings(**options["dashboard"])
     watch = Watch(options["root"], build(options["storage"]), settings.refresh_s)
     serve(watch, settings, lambda text: print(text, flush=True))
+
+
+def _check_models(config: DictConfig) -> None:
+    """Check that `models` is a list, before anything is read out of it.
+
+    Raises:
+        ValueError: It is none, or empty.
+    """
+    from omegaconf import ListConfig, OmegaConf
+
+    if OmegaConf.is_missing(config, "models"):
+        return  # Told like every other option that must be given.
+    if not isinstance(models := config["models"], ListConfig) or not models:
+        raise ValueError(
+            f"`models` must list folders or .onnx files, such as models=[TEACHER,OTHER], but got {models}."
+        )
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

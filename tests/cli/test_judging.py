@@ -11,6 +11,7 @@ import pytest
 
 from latency_models.backends.onnx import export_onnx
 from nas.__main__ import run
+from nas.cards import told_apart
 from nas.tasks.models import load_classifier, load_tokenizer
 from search_spaces.cost import Workload
 from tests.evaluation.judged import World, world
@@ -115,7 +116,7 @@ def test_graphs_that_others_exported(small, place, capsys):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (["candidate={}/nowhere"], "there is no"),
+        (["candidate={}/nowhere"], "a model must be a folder or an .onnx file, but"),
         (["candidate={}/nowhere.onnx"], "nowhere.onnx is not there"),
         (["show=html"], "`show` must be table, markdown or json, but got 'html'"),
         (["split=dev"], "`split` must be one of train, calibration, validation, test, but got 'dev'"),
@@ -150,3 +151,26 @@ def test_labels_that_are_fewer_than_the_heads_are_told(small, place, capsys):
     tiny_bert(labels=4).save_pretrained(folder)
     assert evaluate(place, f"model.path={folder}") == 0
     assert "head has 4 classes" in capsys.readouterr().err
+
+
+def test_models_of_one_name_are_told_apart():
+    paths = ["a/x/model", "b/x/model", "/c/other", "a/x/model_int8.onnx", "b/x/model_int8.onnx", "a/x/model"]
+    names = ["a/x/model", "b/x/model", None, "a/x/model_int8", "b/x/model_int8", "a/x/model"]
+    assert told_apart(paths) == names
+    assert told_apart(["a/model", "model"]) == ["a/model", "model"]
+    assert told_apart(["/r/one", "/r/two/model.onnx"]) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["models={0}/student"], "`models` must list folders or .onnx files"),
+        (["models=[]"], "`models` must list folders or .onnx files"),
+        (["models=[{0}/bad.onnx]", "model.path={0}/world/data.csv"], "`model.path` must be a folder or a hub name"),
+        (["models=[{0}/student]", "output={0}/world/data.csv"], "`output` must be a folder"),
+    ],
+)
+def test_a_comparison_that_cannot_be_made(small, place, capsys, wrong, said):
+    paths = [f"root={place / 'runs'}", f"task.data.path={place / 'world' / 'data.csv'}"]
+    assert run(["compare", *FAST, *paths, *(text.format(place) for text in wrong)]) == 2
+    assert said in capsys.readouterr().err
