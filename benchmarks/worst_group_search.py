@@ -61,13 +61,14 @@ def main() -> int:
     arguments = common.parser(__doc__)
     arguments.add_argument("--root", type=Path, default=common.ROOT / "runs", help="folder of the studies")
     arguments.add_argument("--trials", type=int, default=20, help="evaluations of each search")
+    arguments.add_argument("--seeds", type=int, default=3, help="searches of each kind")
     options = arguments.parse_args()
     data = options.data or common.ASSETS
     if not (data / "reddit_bias.csv").is_file():
         print(f"skipped: {data} lacks reddit_bias.csv; run `make assets`")
         return 0
     teacher_of("reddit_bias", data)
-    seeds, trials = (range(1), 12) if options.quick else (range(3), options.trials)
+    seeds, trials = (range(1), 12) if options.quick else (range(options.seeds), options.trials)
     picks: list[Pick] = []
     judged: dict[SubnetConfig, NDArray[np.float64]] = {}
     for seed in seeds:

@@ -54,7 +54,8 @@ def test_a_folder_of_somebody_else(small, place, capsys):
 def test_groups_that_are_all_too_small_are_shown_and_nothing_is_claimed(small, place, capsys):
     groups = ["task.data.group_columns=group", "evaluation.fairness.min_samples=100"]
     assert evaluate(place, f"candidate={place / 'student'}", *groups, "show=table") == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert err.count("Groups of 'group' are not compared: 0 of 3 have 100 samples or more") == 1
     assert "accuracy of group even" in out
     assert "too few for a claim" in out
     assert "worst accuracy by group" not in out
