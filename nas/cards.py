@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nas.evaluation.evaluate import Run
     from nas.evaluation.judge import Judge
 
+_COMPARED_TEXTS = 64
 _LIBRARIES = ("hwnas", "torch", "transformers", "onnxruntime", "scikit-learn", "fairlearn", "torchmetrics")
 
 
@@ -74,11 +75,13 @@ class JudgeBench:
         """
         place = Path(path)
         if path == self.teacher.path:
-            return self.teacher
+            return self.teacher if name is None else replace(self.teacher, name=name)
         if place.suffix == ".onnx":
             if not place.is_file():
                 raise FileNotFoundError(f"a model must be a folder or an .onnx file, but {place} is not there.")
             return Subject(name or f"{place.parent.name}/{place.stem}", path, "onnx", self._beside(place), place)
+        if not place.exists() and (place.is_absolute() or path.startswith(".")):
+            raise FileNotFoundError(f"a model must be a folder or an .onnx file, but {place} is not there.")
         return Subject(name or place.name, path, "transformers", self._loaded(path), _existing_graph(place))
 
     def cards(self, subjects: Sequence[Subject]) -> list[ReportCard]:
@@ -208,7 +211,11 @@ class JudgeBench:
         if (Path(path) / SUBNET_FILE).is_file():
             return load_subnet(Path(path))
         task: Any = self.bench.task
-        return replace(task, model=path).load_model()
+        own = replace(task, model=path)
+        model = own.load_model()
+        _check_alike(model, self.bench.teacher, path)
+        _check_tokens(own, task, path)
+        return model
 
     def _beside(self, graph: Path) -> Any:
         """The model of the folder that an ONNX file lies in, where we exported both: its operations can be counted.
@@ -226,6 +233,61 @@ class JudgeBench:
             return None
 
 
+def told_apart(paths: Sequence[str]) -> list[str | None]:
+    """Names for models that would otherwise be called alike: as many last parts of their paths as tell them apart.
+
+    None where the usual name does: a folder's own, a graph's with its folder's.
+    """
+    parts = {path: [part for part in Path(path.removesuffix(".onnx")).parts if part != "/"] for path in paths}
+
+    def name(path: str, more: int = 0) -> str:
+        return "/".join(parts[path][-(1 + path.endswith(".onnx") + more) :])
+
+    names: list[str | None] = []
+    for path in paths:
+        twins, more = [other for other in parts if other != path and name(other) == name(path)], 0
+        while more < len(parts[path]) and any(name(other, more) == name(path, more) for other in twins):
+            more += 1
+        names.append(name(path, more) if twins else None)
+    return names
+
+
+def _check_alike(model: Any, teacher: Any, path: str) -> None:
+    """Classes are compared by their place among the logits, so both heads must have them in one order.
+
+    Raises:
+        ValueError: They have not.
+    """
+    own, other = (getattr(side.config, "id2label", None) or {} for side in (model, teacher))
+    if own != other and sorted(own.values()) == sorted(other.values()):
+        at = next(place for place in own if own[place] != other.get(place))
+        raise ValueError(
+            f"{path}: the head must have its classes in the order of the teacher's, but class {at} is {own[at]!r} and "
+            f"not {other.get(at)!r}."
+        )
+
+
+def _check_tokens(own: Any, task: Any, path: str) -> None:
+    """All models are given the teacher's tokens, so a model's tokenizer must give the same, where it has one.
+
+    Raises:
+        ValueError: It does not.
+    """
+    from nas.tasks.samples import TextSamples
+
+    place = Path(path)
+    written = [name for name in ("tokenizer.json", "tokenizer_config.json") if (place / name).is_file()]
+    if not isinstance(task.samples, TextSamples) or (place.is_dir() and not written):
+        return
+    texts = list(task.samples.examples["test"].texts[:_COMPARED_TEXTS])
+    ids = [side.tokenizer(texts, truncation=True, max_length=task.max_length)["input_ids"] for side in (own, task)]
+    if ids[0] != ids[1]:
+        raise ValueError(
+            f"{path}: a model must have its teacher's tokenizer, because all get the same tokens, but its own gives "
+            "others on the test split. Judge it by itself, with model.path."
+        )
+
+
 def _existing_graph(folder: Path) -> Path | None:
     """The fp32 graph that an export left in a folder; it was verified against the folder's model there."""
     from search_spaces.checkpoint import SUBNET_FILE
@@ -234,16 +296,25 @@ def _existing_graph(folder: Path) -> Path | None:
     return graph if graph.is_file() and (folder / SUBNET_FILE).is_file() else None
 
 
+def chosen_form(bench: Workbench) -> str:
+    """In which form cards are to be printed; asked before the work, so that a slip does not cost its result.
+
+    Raises:
+        ValueError: The form is unknown, or they cannot be written where they should be.
+    """
+    shown, output = str(bench.config["show"]), bench.config["output"]
+    if output and Path(output).exists() and not Path(output).is_dir():
+        raise ValueError(f"`output` must be a folder, but {output!r} is a file.")
+    if shown not in ("table", "markdown", "json"):
+        raise ValueError(f"`show` must be table, markdown or json, but got {shown!r}.")
+    return shown
+
+
 def write_cards(cards: Sequence[ReportCard], bench: Workbench) -> list[Path]:
     """Write every card's ``metrics.json`` and ``model_card.md``, to ``output`` or below the root; the folders.
 
     One card goes into the folder of ``output``, several into folders below it, each into its own.
-
-    Raises:
-        ValueError: What is to be shown is unknown.
     """
-    if (shown := bench.config["show"]) not in ("table", "markdown", "json"):
-        raise ValueError(f"`show` must be table, markdown or json, but got {shown!r}.")
     given = bench.config["output"]
     if given and len(cards) == 1:
         write_card(cards[0], Path(given))

@@ -145,13 +145,12 @@ def export(config: DictConfig) -> None:
 
 def evaluate(config: DictConfig) -> None:
     """Judge a model folder or an ONNX file against its teacher, and print its report card."""
-    from nas.cards import JudgeBench, write_cards
+    from nas.cards import JudgeBench, chosen_form, write_cards
     from nas.reports.compare import print_card
 
     bench = Workbench(plain(config))
-    judging = JudgeBench(bench)
+    judging, shown = JudgeBench(bench), chosen_form(bench)
     cards = judging.cards([judging.subject(str(bench.config["candidate"] or bench.config["model"]["path"]))])
-    shown = str(bench.config["show"])
     folders = write_cards(cards, bench)
     if shown == "json":
         print(json.dumps(cards[0].to_dict(), indent=1))
@@ -164,12 +163,14 @@ def evaluate(config: DictConfig) -> None:
 
 def compare(config: DictConfig) -> None:
     """Judge several models against one teacher, and print their report cards side by side."""
-    from nas.cards import JudgeBench, write_cards
+    from nas.cards import JudgeBench, chosen_form, told_apart, write_cards
     from nas.reports.compare import comparison_csv, comparison_markdown, print_comparison
 
+    _check_models(config)
     bench = Workbench(plain(config))
-    judging, shown = JudgeBench(bench), str(bench.config["show"])
-    cards = judging.cards([judging.subject(str(path)) for path in bench.config["models"]])
+    judging, shown = JudgeBench(bench), chosen_form(bench)
+    paths = [str(path) for path in bench.config["models"]]
+    cards = judging.cards([judging.subject(*found) for found in zip(paths, told_apart(paths), strict=True)])
     folders = write_cards(cards, bench)
     directory = folders[0].parent
     (directory / "comparison.csv").write_text(comparison_csv(cards), encoding="utf-8")
@@ -243,6 +244,22 @@ def dashboard(config: DictConfig) -> None:
     settings = ServeSettings(**options["dashboard"])
     watch = Watch(options["root"], build(options["storage"]), settings.refresh_s)
     serve(watch, settings, lambda text: print(text, flush=True))
+
+
+def _check_models(config: DictConfig) -> None:
+    """Check that `models` is a list, before anything is read out of it.
+
+    Raises:
+        ValueError: It is none, or empty.
+    """
+    from omegaconf import ListConfig, OmegaConf
+
+    if OmegaConf.is_missing(config, "models"):
+        return  # Told like every other option that must be given.
+    if not isinstance(models := config["models"], ListConfig) or not models:
+        raise ValueError(
+            f"`models` must list folders or .onnx files, such as models=[TEACHER,OTHER], but got {models}."
+        )
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

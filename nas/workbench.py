@@ -271,7 +271,11 @@ class Workbench:
 
     def evaluation_context(self) -> dict[str, Any]:
         """Everything that an evaluation's result depends on beside the subnet and the steps."""
-        extras = {"metrics": self.extras.names, "evaluation": self.config["evaluation"]} if self.extras else {}
+        extras: dict[str, Any] = {}
+        if self.extras:
+            unread = {"intervals"} if self.extras.perturbs else {"intervals", "robustness"}
+            read = {name: part for name, part in self.config["evaluation"].items() if name not in unread}
+            extras = {"metrics": self.extras.names, "evaluation": read}
         quantized = any(dimension.name == "precision" for dimension in self.space.dimensions)
         if quantized or self.judged_precision != "fp32":
             # Evaluations of blocks that were not quantised yet must not be taken for those of blocks that are.
@@ -285,7 +289,8 @@ class Workbench:
             "trained": self.library.metadata.get("trained", ""),
             "distiller": self.config["distiller"],
             "training": self.config["training"],
-            "seed": self.seed,
+            # Of the order of training samples: where nothing is trained, seeds share their evaluations.
+            "seed": self.seed if any(self.config["search"]["rungs"]) else None,
         }
 
 

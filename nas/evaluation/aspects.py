@@ -75,6 +75,11 @@ class NamedMetrics:
         for name in self.names:
             self._check(name)
 
+    @property
+    def perturbs(self) -> bool:
+        """Whether any of them needs perturbed texts."""
+        return bool({*self.names} & {*ROBUSTNESS})
+
     def __call__(
         self, run: Run, split: str, outputs: Outputs, teacher: Outputs, batch_size: int = 64
     ) -> dict[str, float]:

@@ -14,6 +14,8 @@ METRICS_FILE = "metrics.json"
 FORMAT = "hwnas report card"
 # Raise it when a key changes its meaning or goes; keys may be added without.
 VERSION = 1
+# A table lists so many groups of a column; all of them are in the card.
+MOST_GROUPS = 20
 SECTIONS = ("quality", "calibration", "fairness", "robustness", "efficiency")
 
 
@@ -155,12 +157,16 @@ def _calibration(section: Mapping[str, Any]) -> list[Figure]:
 
 
 def _fairness(section: Mapping[str, Any]) -> list[Figure]:
-    found = []
+    found: list[Figure] = []
+    told: set[str] = set()
     for column in section.get("columns", ()):
         small = [group["name"] for group in column["groups"] if group["too_small"]]
         note = f"too small for a claim, left out: {', '.join(small)}" if small else ""
+        if column["column"] not in told:  # The main measure comes first; of the others, the groups are in the file.
+            told.add(column["column"])
+            found += _groups(column)
         for name, title in (("worst", "worst"), ("gap", "gap of"), ("ratio", "ratio of")):
-            told = f"group {column['worst_group']}" if name == "worst" else ""
+            group = f"group {column['worst_group']}" if name == "worst" else ""
             value, teacher = column[name], column["teacher"][name]
             if value["value"] is not None and math.isfinite(value["value"]):
                 found.append(
@@ -170,12 +176,28 @@ def _fairness(section: Mapping[str, Any]) -> list[Figure]:
                         value["value"],
                         _bounds(value),
                         teacher["value"],
-                        note="; ".join(part for part in (told, note) if part),
+                        note="; ".join(part for part in (group, note) if part),
                     )
                 )
     for name, entry in section.get("substitution", {}).get("metrics", {}).items():
         found.append(_estimated("fairness", name, entry, f"{entry['samples']} texts with identity terms"))
     return found
+
+
+def _groups(column: Mapping[str, Any]) -> list[Figure]:
+    """The groups of a column one by one, the largest where there are many."""
+    known = [group for group in column["groups"] if group["score"] is not None]
+    shown = sorted(known, key=lambda group: -group["samples"])[:MOST_GROUPS]
+    return [
+        _estimated(
+            "fairness",
+            f"{column['measure']} of {column['column']} {group['name']}",
+            group["score"],
+            f"{group['samples']} samples" + (", too few for a claim" if group["too_small"] else ""),
+        )
+        for group in known
+        if group in shown
+    ]
 
 
 def _robustness(section: Mapping[str, Any]) -> list[Figure]:

@@ -81,7 +81,8 @@ class Disparity:
         column: What the groups are read from.
         measure: The metric's name.
         groups: All of them, by name.
-        worst_group: The group with the worst value among those that are large enough.
+        worst_group: The group with the worst value among those that are large enough; None where fewer than two are,
+            or the measure cannot be computed of any: then nothing is claimed, and what follows is not a number.
         worst: That value; of every resample, the worst there.
         gap: Difference between best and worst.
         ratio: Smaller through larger of the two; 1 is parity.
@@ -91,7 +92,7 @@ class Disparity:
     column: str
     measure: str
     groups: tuple[GroupScore, ...]
-    worst_group: str
+    worst_group: str | None
     worst: Interval
     gap: Interval
     ratio: Interval
@@ -162,12 +163,8 @@ def disparity(
         groups: Each sample's group.
         min_samples: Groups with fewer samples are shown, but nothing is claimed of them.
         resampling: How intervals are drawn: within every group, so that all keep their size.
-
-    Raises:
-        ValueError: There are no two groups that are large enough.
     """
     resampling = resampling or Resampling()
-    _large(column, groups, min_samples)
     drawn = {
         name: _drawn(measure, own, teacher, np.flatnonzero(np.asarray(groups) == name), resampling)
         for name in sorted(set(groups))
@@ -180,9 +177,11 @@ def disparity(
         _spread(np.array([getattr(drawn[name], side) for name in large]), resampling, higher=measure.higher_is_better)
         for side in ("own", "teacher")
     ]
-    exact = np.array([drawn[name].own[0] for name in large])
-    worst = int(np.nanargmin(exact) if measure.higher_is_better else np.nanargmax(exact))
-    return Disparity(column, measure.name, scores, large[worst], **sides[0], teacher=sides[1])
+    exact = {name: float(drawn[name].own[0]) for name in large if np.isfinite(drawn[name].own[0])}
+    found = (
+        (min if measure.higher_is_better else max)(exact, key=exact.__getitem__) if len(large) > 1 and exact else None
+    )
+    return Disparity(column, measure.name, scores, found, **sides[0], teacher=sides[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +217,13 @@ def _large(column: str, groups: Sequence[str], min_samples: int) -> NDArray[np.i
 
 
 def _spread(drawn: NDArray[np.float64], resampling: Resampling, *, higher: bool) -> dict[str, Interval]:
-    """Worst, gap and ratio of values ``(groups, 1 + resamples)``, the first of which is the exact one."""
+    """Worst, gap and ratio of values ``(groups, 1 + resamples)``, the first of which is the exact one.
+
+    Of fewer than two groups there are none.
+    """
+    if len(drawn) < 2:
+        unknown = Interval(np.nan, np.nan, np.nan)
+        return {"worst": unknown, "gap": unknown, "ratio": unknown}
     low, high = drawn.min(axis=0), drawn.max(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(high > 0, low / high, np.nan)

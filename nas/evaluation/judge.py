@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from nas.evaluation.aspects import Aspects
 from nas.evaluation.calibration import CALIBRATION, fit_temperature, reliability
 from nas.evaluation.evaluate import Run, predict
-from nas.evaluation.fairness import RATES, disparity
+from nas.evaluation.fairness import RATES, Groups, disparity
 from nas.evaluation.intervals import Values, estimate, mcnemar
 from nas.evaluation.metrics import SAMPLES, Measure, Rows, Tables
 from nas.evaluation.robustness import Condition, PerturbedSplit, measure_fall, summary
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from nas.distillation.teacher import TeacherOutputs
 
 Section = dict[str, Any]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Judge:
         self._say: Callable[[str], None] = lambda _: None
         self._perturbed_teacher: dict[Condition, Outputs] = {}
         self._teacher_values: dict[str, Values] = {}
+        self._warned: set[str] = set()
 
     @cached_property
     def quality(self) -> Measure:
@@ -125,6 +129,7 @@ class Judge:
         section: Section = {}
         if groups:
             self._say("groups")
+            self._warn_of_small(groups)
             own, teacher = self._tables(model.outputs)[SAMPLES], self._teacher_tables[SAMPLES]
             measures = (self.quality, *(rate for rate in RATES if rate.fits({SAMPLES: own})))
             section["min_samples"] = settings.min_samples
@@ -201,6 +206,19 @@ class Judge:
             found = self._perturbed.outputs(self.teacher_run, condition, self._teacher_outputs, self.teacher.batch_size)
             self._perturbed_teacher[condition] = found
         return self._perturbed_teacher[condition]
+
+    def _warn_of_small(self, groups: Groups) -> None:
+        """Tell once of columns that have no two groups to compare."""
+        least = self.aspects.fairness.min_samples
+        for column, values in groups.items():
+            large = sum(count >= least for count in Counter(values).values())
+            if large < 2 and column not in self._warned:
+                self._warned.add(column)
+                _log.warning(
+                    "Groups of %r are not compared: %d of %d have %d samples or more. Lower "
+                    "`evaluation.fairness.min_samples`, or give a larger split.",
+                    column, large, len(set(values)), least,
+                )  # fmt: skip
 
     def _temperature(self, model: Judged) -> float:
         split, name = self.temperature_split, main_output(self.task)

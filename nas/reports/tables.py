@@ -34,11 +34,13 @@ def format_count(value: float) -> str:
 
 
 def format_number(value: float) -> str:
-    """Three significant digits, never in powers of ten: ``0.00123``, ``12.3``, ``1234``."""
+    """Three significant digits, never in powers of ten: ``0.00123``, ``12.3``, ``1234``; ``< 0.000001`` below that."""
     if not math.isfinite(value):
         return "-"
     if value == 0:
         return "0"
+    if abs(value) < 1e-6:
+        return "< 0.000001" if value > 0 else "> -0.000001"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 

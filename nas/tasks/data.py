@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _log = logging.getLogger(__name__)
+# The group of samples whose cell is empty.
+NO_GROUP = "(not given)"
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class TextData:
         label_column: Column with the label, or with a list of labels; or several columns, each of which says (1 or 0)
             whether the label of its name holds.
         empty_labels: Whether an empty cell says that no label holds; otherwise it is a mistake.
-        group_columns: Columns that name groups, kept for fairness figures.
+        group_columns: Column or columns that name groups, kept for fairness figures.
         subset: The data set's configuration on the hub (``sst2`` of ``glue``).
         encoding: Of text files.
         splits: Our split -> the source's name for it, where the names say too little (``{validation: dev_matched}``).
@@ -90,7 +92,7 @@ class TextData:
     text_column: str = "text"
     pair_column: str | None = None
     label_column: str | Sequence[str] | None = None
-    group_columns: Sequence[str] = ()
+    group_columns: str | Sequence[str] = ()
     subset: str | None = None
     encoding: str = "utf-8"
     splits: Mapping[str, str] | None = None
@@ -148,7 +150,7 @@ class TextData:
         return tables
 
     def _examples(self, table: pd.DataFrame, split: str) -> Examples:
-        for column in (self.text_column, self.pair_column, *self._label_columns, *self.group_columns):
+        for column in (self.text_column, self.pair_column, *self._label_columns, *names_of(self.group_columns)):
             if column is not None and column not in table.columns:
                 raise ValueError(f"{self.name}: column {column!r} is not there; there are {listed(table.columns)}.")
         texts = [_as_text(cell, row, split) for row, cell in enumerate(table[self.text_column])]
@@ -166,14 +168,14 @@ class TextData:
             rows=rows.astype(np.int64),
             pairs=None if self.pair_column is None else tuple(table[self.pair_column].astype(str).str.strip()),
             labels=None if self.label_column is None else self._labels(table, split, rows),
-            groups={name: tuple(table[name].astype(str)) for name in self.group_columns},
+            groups=groups_of(table, self.group_columns),
         )
 
     @property
     def _label_columns(self) -> list[str]:
         if self.label_column is None:
             return []
-        return [self.label_column] if isinstance(self.label_column, str) else list(self.label_column)
+        return names_of(self.label_column)
 
     def _labels(self, table: pd.DataFrame, split: str, rows: NDArray[np.int64]) -> tuple[Any, ...]:
         import pandas as pd
@@ -195,6 +197,25 @@ class TextData:
                 f"{columns.iloc[at, column]!r} in {names[column]!r}."
             )
         return tuple(tuple(name for name, on in zip(names, row, strict=True) if on) for row in holds)
+
+
+def names_of(columns: str | Sequence[str]) -> list[str]:
+    """Columns as a list, also where there is only one."""
+    return [columns] if isinstance(columns, str) else list(columns)
+
+
+def groups_of(table: pd.DataFrame, columns: str | Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Group column -> the rows' values in it; empty cells are a group of their own."""
+    return {name: tuple(map(_group_name, table[name])) for name in names_of(columns)}
+
+
+def _group_name(cell: Any) -> str:
+    """A group as text: ``1.0`` is ``1``, as in a column of numbers of which some are missing."""
+    import pandas as pd
+
+    if pd.isna(cell):
+        return NO_GROUP
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 
 def _as_text(cell: Any, row: int, split: str) -> str:

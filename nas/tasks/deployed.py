@@ -84,6 +84,9 @@ class GraphModel:
     Args:
         model: File or bytes.
         threads: Of ONNX Runtime.
+
+    Raises:
+        ValueError: ONNX Runtime cannot read it.
     """
 
     def __init__(self, model: str | bytes, threads: int = 1) -> None:
@@ -92,17 +95,37 @@ class GraphModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._name = model if isinstance(model, str) else "the ONNX model"
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # The library's own errors have no base class that it exports.
+            raise ValueError(f"{self._name}: ONNX Runtime cannot read it: {_first_line(error)}") from error
         # Some exporters take token numbers as int32.
         self._inputs = {node.name: _ARRAY_TYPES.get(node.type, np.int64) for node in self._session.get_inputs()}
         self._shapes = {node.name: node.shape for node in self._session.get_inputs()}
         self.output_names = tuple(node.name for node in self._session.get_outputs())
 
     def __call__(self, **batch: Any) -> SimpleNamespace:
-        """Outputs as attributes; options of `transformers` among the arguments are left aside."""
+        """Outputs as attributes; options of `transformers` among the arguments are left aside.
+
+        Raises:
+            ValueError: The graph takes inputs of other names or sizes.
+        """
         feeds = {n: values.numpy().astype(self._inputs[n]) for n, values in batch.items() if n in self._inputs}
-        found = zip(self.output_names, self._session.run(None, with_cache(self._shapes, feeds)), strict=True)
+        try:
+            values = self._session.run(None, with_cache(self._shapes, feeds))
+        except Exception as error:  # As above.
+            sizes = ", ".join(f"{name} {list(found.shape)}" for name, found in feeds.items())
+            raise ValueError(
+                f"{self._name}: cannot be run on {sizes}: {_first_line(error)}. Export it with the inputs of its "
+                "tokenizer, and batch and sequence as free dimensions."
+            ) from error
+        found = zip(self.output_names, values, strict=True)
         return SimpleNamespace(hidden_states=None, **{name: torch.from_numpy(values) for name, values in found})
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def run_model(model: Any, batch: Batch, *, hidden_states: bool = False) -> Any:

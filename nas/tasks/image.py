@@ -13,8 +13,8 @@ from nas.evaluation.metrics import SAMPLES, Measure, Tables, computed
 from nas.tasks.deployed import ImageClassifier, logits_and_hidden
 from nas.tasks.heads import SingleLabel, chosen_quality
 from nas.tasks.images import ImageData, ImageSamples, Pictures
-from nas.tasks.models import load_classifier, load_image_processor
-from nas.tasks.task import Batch, Outputs, checked_outputs
+from nas.tasks.models import load_classifier, load_config, load_image_processor
+from nas.tasks.task import Batch, Outputs, paired_outputs
 from search_spaces.cost import Workload
 
 if TYPE_CHECKING:
@@ -59,18 +59,14 @@ class ImageClassification:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the logits."""
-        from transformers import AutoConfig
-
-        config = None if self.new_head else AutoConfig.from_pretrained(self.model)
+        config = None if self.new_head else load_config(self.model)
         return _HEAD.classes(self._pictures.examples, config)
 
     @cached_property
     def samples(self) -> ImageSamples:
         """The splits, prepared when first used."""
-        from transformers import AutoConfig
-
         labels = _HEAD.encode(self._pictures.examples, self.classes)
-        channels = int(getattr(AutoConfig.from_pretrained(self.model), "num_channels", 3))
+        channels = int(getattr(load_config(self.model), "num_channels", 3))
         return ImageSamples(self._pictures, self.tokenizer, labels, self.cache_dir, channels)
 
     @property
@@ -86,7 +82,8 @@ class ImageClassification:
     def load_model(self) -> PreTrainedModel:
         """The classifier, in fp32 and evaluation mode."""
         kind = "AutoModelForImageClassification"
-        return load_classifier(self.model, self.classes, new_head=self.new_head, kind=kind)
+        classes = self.classes if self.new_head else None
+        return load_classifier(self.model, classes, new_head=self.new_head, kind=kind)
 
     def batches(self, split: str, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Every sample of a split once, as the model's inputs."""
@@ -103,7 +100,7 @@ class ImageClassification:
     def tables(self, split: str, outputs: Outputs, teacher: Outputs) -> Tables:
         """Rows of images."""
         labels = self.samples.labels(split)
-        own, other = (checked_outputs(side, _HEAD.output, len(labels)) for side in (outputs, teacher))
+        own, other = paired_outputs(outputs, teacher, _HEAD.output, len(labels))
         return {SAMPLES: _HEAD.rows(own, other, labels)}
 
     def deployable(self, model: nn.Module) -> nn.Module:

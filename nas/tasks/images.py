@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nas.tasks.batching import Rows, by_length, shuffled
 from nas.tasks.cache import Arrays, cached_arrays, content_key
-from nas.tasks.data import Examples
+from nas.tasks.data import Examples, groups_of, names_of
 from nas.tasks.files import class_folders, read_tables
 from nas.tasks.splits import Cut, check_split_names, listed, named_splits
 from search_spaces.cost import Workload
@@ -49,7 +49,7 @@ class ImageData:
             with a column of encoded images, as `datasets` writes: parquet, a saved folder, a data set of the hub.
         image_column: Of a table: the images.
         label_column: Of a table: the labels.
-        group_columns: Of a table: columns that name groups, kept for fairness figures.
+        group_columns: Of a table: column or columns that name groups, kept for fairness figures.
         subset: The data set's configuration on the hub.
         splits: Our split -> the source's name for it, where the names say too little.
         train: Most samples in train; None means all that are left.
@@ -63,7 +63,7 @@ class ImageData:
     path: str
     image_column: str = "image"
     label_column: str = "label"
-    group_columns: Sequence[str] = ()
+    group_columns: str | Sequence[str] = ()
     subset: str | None = None
     splits: Mapping[str, str] | None = None
     train: int | float | None = None
@@ -102,7 +102,7 @@ class ImageData:
         return read_tables(self.path, self.subset)
 
     def _examples(self, table: pd.DataFrame, split: str, files: dict[str, bytes | Path]) -> Examples:
-        for column in (self.image_column, self.label_column, *self.group_columns):
+        for column in (self.image_column, self.label_column, *names_of(self.group_columns)):
             if column not in table.columns:
                 raise ValueError(f"{self.path}: column {column!r} is not there; there are {listed(table.columns)}.")
         if (lacking := table[self.label_column].isna().to_numpy()).any():
@@ -118,7 +118,7 @@ class ImageData:
             texts=tuple(keys),
             rows=np.arange(len(table), dtype=np.int64),
             labels=tuple(table[self.label_column].tolist()),
-            groups={name: tuple(table[name].astype(str)) for name in self.group_columns},
+            groups=groups_of(table, self.group_columns),
         )
 
 

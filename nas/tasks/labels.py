@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.tasks.data import Examples
+
+_log = logging.getLogger(__name__)
 
 
 def class_names(train: Examples, config: Any | None) -> tuple[str, ...]:
@@ -33,16 +36,32 @@ def class_names(train: Examples, config: Any | None) -> tuple[str, ...]:
         return tuple(labels)
     heads = int(config.num_labels)
     names = tuple(str(config.id2label.get(index, index)) for index in range(heads))
-    if set(labels) <= set(names):
-        return names
-    if all(label.isdecimal() and int(label) < heads for label in labels):
-        return tuple(str(index) for index in range(heads))
-    if len(labels) != heads:
-        raise ValueError(
-            f"labels must be the {heads} classes of the model's head ({_listed(names)}), but the train split has "
-            f"{len(labels)} ({_listed(labels)})."
-        )
-    return tuple(labels)
+    if not set(labels) <= set(names):
+        numbers = all(label.isdecimal() and int(label) < heads for label in labels)
+        if not numbers and len(labels) != heads:
+            raise ValueError(
+                f"labels must be the {heads} classes of the model's head ({_listed(names)}), but the train split has "
+                f"{len(labels)} ({_listed(labels)}){_first_foreign(train, names, heads)}."
+            )
+        names = tuple(str(index) for index in range(heads)) if numbers else tuple(labels)
+    if len(labels) < heads:
+        _log.warning(
+            "The model's head has %d classes (%s), but the train split only %d of them (%s).",
+            heads, _listed(names), len(labels), _listed(labels),
+        )  # fmt: skip
+    return names
+
+
+def _first_foreign(train: Examples, names: Sequence[str], heads: int) -> str:
+    """The first row whose label the head does not know; nothing where names of the two have nothing in common."""
+    labelled = [(row, label_name(label, row)) for label, row in _labelled(train)]
+    foreign = [
+        (row, name) for row, name in labelled if name not in names and not (name.isdecimal() and int(name) < heads)
+    ]
+    if not foreign or len(foreign) == len(labelled):
+        return ""
+    row, name = min(foreign)
+    return f"; the first that does not fit is {name!r} in row {row}"
 
 
 def encode_labels(splits: Mapping[str, Examples], classes: Sequence[str]) -> dict[str, NDArray[np.int64]]:

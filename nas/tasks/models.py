@@ -56,6 +56,21 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def load_config(path: str) -> Any:
+    """The configuration of a folder's or hub name's model.
+
+    Raises:
+        FileNotFoundError, ValueError: There is none.
+    """
+    from transformers import AutoConfig
+
+    _check_place(path)
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(_cannot_load("model", path, error)) from error
+
+
 def load_image_processor(path: str) -> Any:
     """The image processor of a folder or hub name.
 
@@ -179,6 +194,11 @@ def _load(kind: Any, path: str, may_miss: tuple[str, ...] = (), **options: Any) 
 
 def _check_place(path: str) -> None:
     place = Path(path).expanduser()
+    if place.is_file():
+        raise ValueError(
+            f"`model.path` must be a folder or a hub name, with tokenizer and classes, but {path!r} is a "
+            "file: give the teacher's folder, and an .onnx file as candidate=FILE or behind the first of `models`."
+        )
     if not place.is_dir() and (place.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1):
         raise FileNotFoundError(f"`model.path` must be an existing folder or a hub name, but there is no {path!r}.")
 

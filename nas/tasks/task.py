@@ -161,3 +161,20 @@ def checked_outputs(outputs: Outputs, name: str, size: int) -> NDArray[np.float3
     if len(values) != size:
         raise ValueError(f"output {name!r} must have {size} rows, one for each sample, but has {len(values)}.")
     return values
+
+
+def paired_outputs(
+    outputs: Outputs, teacher: Outputs, name: str, size: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """One output of a model and of its teacher, whose columns must mean the same.
+
+    Raises:
+        ValueError: As `checked_outputs`, or the two have not as many columns.
+    """
+    own, other = (checked_outputs(side, name, size) for side in (outputs, teacher))
+    if own.shape[1:] != other.shape[1:]:
+        raise ValueError(
+            f"a model must have as many classes as its teacher, which has {other.shape[-1]}, but has {own.shape[-1]}: "
+            "compare models of one task."
+        )
+    return own, other

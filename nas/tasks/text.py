@@ -14,10 +14,18 @@ from nas.evaluation.similarity import AGREEMENT, RETRIEVAL, STS, embedding_rows
 from nas.tasks.data import Examples, TextData
 from nas.tasks.deployed import Classifier, SentenceEncoder, hidden_outputs, logits_and_hidden, pool, run_model
 from nas.tasks.heads import Head, Problem, chosen_quality, find_head
-from nas.tasks.models import Pooling, PoolingMode, load_classifier, load_encoder, load_tokenizer, read_pooling
+from nas.tasks.models import (
+    Pooling,
+    PoolingMode,
+    load_classifier,
+    load_config,
+    load_encoder,
+    load_tokenizer,
+    read_pooling,
+)
 from nas.tasks.pairs import TextPairs
 from nas.tasks.samples import TextSamples
-from nas.tasks.task import Batch, Outputs, check_max_length, checked_outputs
+from nas.tasks.task import Batch, Outputs, check_max_length, checked_outputs, paired_outputs
 from search_spaces.cost import Workload
 
 if TYPE_CHECKING:
@@ -213,9 +221,7 @@ class TextClassification:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the logits."""
-        from transformers import AutoConfig
-
-        config = None if self.new_head else AutoConfig.from_pretrained(self.model)
+        config = None if self.new_head else load_config(self.model)
         return self.head.classes(self._examples, config)
 
     @cached_property
@@ -236,7 +242,8 @@ class TextClassification:
 
     def load_model(self) -> PreTrainedModel:
         """The classifier, in fp32 and evaluation mode."""
-        return load_classifier(self.model, self.classes, new_head=self.new_head, problem=self.problem)
+        classes = self.classes if self.new_head else None
+        return load_classifier(self.model, classes, new_head=self.new_head, problem=self.problem)
 
     def batches(self, split: str, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Every sample of a split once, as the model's inputs, sorted by length."""
@@ -254,7 +261,7 @@ class TextClassification:
         """Rows of samples."""
         labels = self.samples.labels(split)
         assert labels is not None
-        own, other = (checked_outputs(side, self.head.output, len(labels)) for side in (outputs, teacher))
+        own, other = paired_outputs(outputs, teacher, self.head.output, len(labels))
         return {SAMPLES: self.head.rows(own, other, labels)}
 
     def deployable(self, model: nn.Module) -> nn.Module:

@@ -18,9 +18,9 @@ from nas.tasks.data import Examples, TextData
 from nas.tasks.deployed import Classifier, logits_and_hidden
 from nas.tasks.heads import chosen_quality
 from nas.tasks.labels import class_names, encode_tags, word_tags
-from nas.tasks.models import load_classifier, load_tokenizer
+from nas.tasks.models import load_classifier, load_config, load_tokenizer
 from nas.tasks.samples import TextSamples
-from nas.tasks.task import Batch, Outputs, check_max_length, checked_outputs
+from nas.tasks.task import Batch, Outputs, check_max_length, paired_outputs
 from search_spaces.cost import Workload
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ class TokenClassification:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Names of the tags, in the order of the logits."""
-        from transformers import AutoConfig
-
-        config = None if self.new_head else AutoConfig.from_pretrained(self.model)
+        config = None if self.new_head else load_config(self.model)
         return class_names(word_tags(self._examples["train"]), config)
 
     @cached_property
@@ -100,7 +98,8 @@ class TokenClassification:
     def load_model(self) -> PreTrainedModel:
         """The tagger, in fp32 and evaluation mode."""
         kind = "AutoModelForTokenClassification"
-        return load_classifier(self.model, self.classes, new_head=self.new_head, kind=kind)
+        classes = self.classes if self.new_head else None
+        return load_classifier(self.model, classes, new_head=self.new_head, kind=kind)
 
     def batches(self, split: str, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Every sample of a split once, as the model's inputs, sorted by length."""
@@ -122,7 +121,7 @@ class TokenClassification:
         """Rows of texts."""
         labels = self.samples.labels(split)
         assert labels is not None
-        own, other = (checked_outputs(side, "logits", len(labels)) for side in (outputs, teacher))
+        own, other = paired_outputs(outputs, teacher, "logits", len(labels))
         return {SAMPLES: token_rows(own, other, labels, self.classes)}
 
     def deployable(self, model: nn.Module) -> nn.Module:

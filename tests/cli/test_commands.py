@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from nas.__main__ import COMMANDS, run, usage
+from nas.commands import plain
+from nas.config import conf_dir
+from nas.workbench import Workbench
 from tests.cli.conftest import FAST
 from tests.evaluation.judged import world
 
@@ -128,6 +132,19 @@ def test_a_device_of_int8_folds_blocks_precisions_and_judges_in_int8(searched, r
     assert "blocks' fp32 and int8 are one choice" in capsys.readouterr().err
     assert run([*arguments, "search.judge_in=fp32", "progress=quiet"]) == 2
     assert "judged in" in capsys.readouterr().err
+
+
+def test_seeds_share_evaluations_where_nothing_is_trained(searched, root):
+    def context(*overrides):
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            config = compose("search", overrides=["experiment=smoke", f"root={root}", *FAST, *overrides])
+        return Workbench(plain(config)).evaluation_context()
+
+    assert context() == context("seed=1", "evaluation.intervals.resamples=7")
+    assert context("search.rungs=[0,2]") != context("search.rungs=[0,2]", "seed=1")
+    # A metric of perturbed texts depends on their seed.
+    perturbed = "+objectives.goals.robustness_mean_drop=minimize"
+    assert context(perturbed) != context(perturbed, "seed=1")
 
 
 def test_evaluate_judges_folders_and_graphs(searched, root, capsys):

@@ -109,6 +109,29 @@ def test_every_section_has_its_figures(card: ReportCard) -> None:
     assert {section for section, _ in found} == {"quality", "calibration", "fairness", "robustness", "efficiency"}
 
 
+def test_groups_are_told_one_by_one_and_small_ones_are_marked(card: ReportCard) -> None:
+    found = {figure.name: figure for figure in figures(card) if figure.section == "fairness"}
+    groups = {name: found[f"accuracy of group {name}"] for name in ("even", "few", "odd")}
+    assert {name: "too few for a claim" in figure.note for name, figure in groups.items()} == {
+        "even": False,
+        "few": True,
+        "odd": False,
+    }
+    assert groups["even"].teacher is not None
+    assert found["worst accuracy by group"].value == min(groups["even"].value, groups["odd"].value)
+    # Of rates, the groups are in the file alone.
+    assert not any(name.startswith("false_positive_rate of group ") for name in found)
+
+
+def test_a_table_lists_the_largest_of_many_groups(card: ReportCard) -> None:
+    assert card.fairness is not None
+    column = card.fairness["columns"][0]
+    many = [{**column["groups"][0], "name": f"g{index}", "samples": index} for index in range(2, 40)]
+    found = figures(replace(card, fairness={"columns": [{**column, "groups": many}]}))
+    shown = [f.name for f in found if f.name.startswith("accuracy of group g")]
+    assert shown == [f"accuracy of group g{index}" for index in range(20, 40)]
+
+
 def test_side_by_side(card: ReportCard) -> None:
     other = replace(card, name="=cmd()", fairness=None, efficiency=None)
     header, rows = side_by_side([card, other])

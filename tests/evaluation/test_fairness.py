@@ -93,6 +93,17 @@ class TestGroups:
         assert found.worst.value > 0.5
         assert group_metrics(ACCURACY, wrong, {"group": hurt}, 50)["worst_group_accuracy"] == found.worst.value
 
+    @pytest.mark.parametrize("least", [201, 500])
+    def test_of_groups_that_are_all_too_small_nothing_is_claimed(self, least: int) -> None:
+        own, teacher, groups = world()
+        some = tuple("a" if index < 220 else group for index, group in enumerate(groups))
+        found = disparity(ACCURACY, own, teacher, "group", some, min_samples=least, resampling=QUICK)
+        assert [group.too_small for group in found.groups] == [least == 500, True, True]
+        assert all(group.score is not None for group in found.groups)
+        assert found.worst_group is None
+        for part in (found.worst, found.gap, found.ratio, *found.teacher.values()):
+            assert np.isnan(part.to_list()).all()
+
     def test_several_columns_give_the_worst_of_all(self) -> None:
         own, _, groups = world()
         halves = tuple("left" if index % 2 else "right" for index in range(600))
@@ -121,9 +132,9 @@ class TestGroups:
         assert not RATES[0].fits({SAMPLES: classification_rows(np.eye(3), np.eye(3), np.arange(3))})
 
     def test_mistakes(self) -> None:
-        own, teacher, groups = world()
+        own, _, groups = world()
         with pytest.raises(ValueError, match="`group` must have at least 2 groups of 500 samples or more, but has 0"):
-            disparity(ACCURACY, own, teacher, "group", groups, min_samples=500)
+            group_metrics(ACCURACY, own, {"group": groups}, 500)
         with pytest.raises(ValueError, match="`group_columns` of the data, but none is named"):
             group_metrics(ACCURACY, own, {}, 50)
         with pytest.raises(ValueError, match="`min_samples` must be >= 2, but got 1"):

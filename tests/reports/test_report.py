@@ -244,7 +244,10 @@ def test_rows_of_the_page_and_the_data_agree() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (0.00123, "0.00123"), (12.34, "12.3"), (1234.4, "1234"), (-0.5, "-0.500"), (math.nan, "-")],
+    [
+        *[(0, "0"), (0.00123, "0.00123"), (12.34, "12.3"), (1234.4, "1234"), (-0.5, "-0.500"), (math.nan, "-")],
+        *[(1.7e-24, "< 0.000001"), (-1e-9, "> -0.000001")],
+    ],
 )
 def test_numbers_read_without_powers_of_ten(value: float, text: str) -> None:
     assert format_number(value) == text

@@ -140,6 +140,12 @@ def test_pairs_groups_and_rows_travel_with_their_text(tmp_path: Path) -> None:
             assert (examples.labels or ())[position] == row % 3
 
 
+def test_groups_of_one_column_some_of_whose_cells_are_empty(tmp_path: Path) -> None:
+    FRAME.assign(age=[None if i % 3 == 0 else i % 3 for i in range(60)]).to_csv(tmp_path / "data.csv", index=False)
+    splits = TextData(str(tmp_path / "data.csv"), group_columns="age", **SMALL).read()
+    assert {name for examples in splits.values() for name in examples.groups["age"]} == {"(not given)", "1", "2"}
+
+
 def test_rows_without_text_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     FRAME.assign(text=["", " ", None, *TEXTS[3:]]).to_csv(tmp_path / "data.csv", index=False)
     splits = TextData(str(tmp_path / "data.csv"), **SMALL).read()
