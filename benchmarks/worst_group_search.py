@@ -40,7 +40,7 @@ ARMS: Mapping[str, tuple[int, str]] = {
     "accuracy, chosen by the worst group": (0, WORST),
     "accuracy and worst group": (1, WORST),
 }
-BUDGETS = (0.7,)
+BUDGETS = (0.5, 0.7)
 RESAMPLES = 2000
 # No table of sensitivities, which knows accuracy alone: trials are for what the searches differ in.
 FAST_START = ("search.sensitivity_evaluations=0", "search.uniform_starts=4", "sampler.startup_trials=5")
@@ -60,7 +60,7 @@ class Pick:
 def main() -> int:
     arguments = common.parser(__doc__)
     arguments.add_argument("--root", type=Path, default=common.ROOT / "runs", help="folder of the studies")
-    arguments.add_argument("--trials", type=int, default=12, help="evaluations of each search")
+    arguments.add_argument("--trials", type=int, default=22, help="evaluations of each search")
     arguments.add_argument("--seeds", type=int, default=3, help="searches of each kind")
     options = arguments.parse_args()
     data = options.data or common.ASSETS
