@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -15,36 +15,15 @@ from nas.config import build, check_arguments
 from nas.evaluation.aspects import Aspects
 from nas.evaluation.card import METRICS_FILE, ReportCard
 from nas.evaluation.model_card import write_card
+from nas.subjects import Subject, check_alike, check_tokens, existing_graph
 from nas.tasks.cache import content_key
 from nas.workbench import Workbench
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from nas.evaluation.evaluate import Run
     from nas.evaluation.judge import Judge
 
-_COMPARED_TEXTS = 64
 _LIBRARIES = ("hwnas", "torch", "transformers", "onnxruntime", "scikit-learn", "fairlearn", "torchmetrics")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model that is judged.
-
-    Args:
-        name: What people call it.
-        path: Its folder, ONNX file or hub name.
-        kind: ``transformers`` or ``onnx``.
-        module: Its `transformers` model, where the path or the folder around it has one.
-        graph: Its ONNX file, where it has one.
-    """
-
-    name: str
-    path: str
-    kind: str
-    module: nn.Module | None
-    graph: Path | None
 
 
 class JudgeBench:
@@ -65,7 +44,7 @@ class JudgeBench:
     def teacher(self) -> Subject:
         """What the others are compared with."""
         path = str(self.bench.config["model"]["path"])
-        return Subject(Path(path).name, path, "transformers", self.bench.teacher, _existing_graph(Path(path)))
+        return Subject(Path(path).name, path, "transformers", self.bench.teacher, existing_graph(Path(path)))
 
     def subject(self, path: str, name: str | None = None) -> Subject:
         """The model of a path.
@@ -82,7 +61,7 @@ class JudgeBench:
             return Subject(name or f"{place.parent.name}/{place.stem}", path, "onnx", self._beside(place), place)
         if not place.exists() and (place.is_absolute() or path.startswith(".")):
             raise FileNotFoundError(f"a model must be a folder or an .onnx file, but {place} is not there.")
-        return Subject(name or place.name, path, "transformers", self._loaded(path), _existing_graph(place))
+        return Subject(name or place.name, path, "transformers", self._loaded(path), existing_graph(place))
 
     def cards(self, subjects: Sequence[Subject]) -> list[ReportCard]:
         """One report card a model, measured together where anything is measured."""
@@ -213,8 +192,8 @@ class JudgeBench:
         task: Any = self.bench.task
         own = replace(task, model=path)
         model = own.load_model()
-        _check_alike(model, self.bench.teacher, path)
-        _check_tokens(own, task, path)
+        check_alike(model, self.bench.teacher, path)
+        check_tokens(own, task, path)
         return model
 
     def _beside(self, graph: Path) -> Any:
@@ -231,69 +210,6 @@ class JudgeBench:
         except (OSError, ValueError) as error:
             self.bench.say(f"Parameters and operations of {graph} are not counted, for want of its model: {error}")
             return None
-
-
-def told_apart(paths: Sequence[str]) -> list[str | None]:
-    """Names for models that would otherwise be called alike: as many last parts of their paths as tell them apart.
-
-    None where the usual name does: a folder's own, a graph's with its folder's.
-    """
-    parts = {path: [part for part in Path(path.removesuffix(".onnx")).parts if part != "/"] for path in paths}
-
-    def name(path: str, more: int = 0) -> str:
-        return "/".join(parts[path][-(1 + path.endswith(".onnx") + more) :])
-
-    names: list[str | None] = []
-    for path in paths:
-        twins, more = [other for other in parts if other != path and name(other) == name(path)], 0
-        while more < len(parts[path]) and any(name(other, more) == name(path, more) for other in twins):
-            more += 1
-        names.append(name(path, more) if twins else None)
-    return names
-
-
-def _check_alike(model: Any, teacher: Any, path: str) -> None:
-    """Classes are compared by their place among the logits, so both heads must have them in one order.
-
-    Raises:
-        ValueError: They have not.
-    """
-    own, other = (getattr(side.config, "id2label", None) or {} for side in (model, teacher))
-    if own != other and sorted(own.values()) == sorted(other.values()):
-        at = next(place for place in own if own[place] != other.get(place))
-        raise ValueError(
-            f"{path}: the head must have its classes in the order of the teacher's, but class {at} is {own[at]!r} and "
-            f"not {other.get(at)!r}."
-        )
-
-
-def _check_tokens(own: Any, task: Any, path: str) -> None:
-    """All models are given the teacher's tokens, so a model's tokenizer must give the same, where it has one.
-
-    Raises:
-        ValueError: It does not.
-    """
-    from nas.tasks.samples import TextSamples
-
-    place = Path(path)
-    written = [name for name in ("tokenizer.json", "tokenizer_config.json") if (place / name).is_file()]
-    if not isinstance(task.samples, TextSamples) or (place.is_dir() and not written):
-        return
-    texts = list(task.samples.examples["test"].texts[:_COMPARED_TEXTS])
-    ids = [side.tokenizer(texts, truncation=True, max_length=task.max_length)["input_ids"] for side in (own, task)]
-    if ids[0] != ids[1]:
-        raise ValueError(
-            f"{path}: a model must have its teacher's tokenizer, because all get the same tokens, but its own gives "
-            "others on the test split. Judge it by itself, with model.path."
-        )
-
-
-def _existing_graph(folder: Path) -> Path | None:
-    """The fp32 graph that an export left in a folder; it was verified against the folder's model there."""
-    from search_spaces.checkpoint import SUBNET_FILE
-
-    graph = folder / "model.onnx"
-    return graph if graph.is_file() and (folder / SUBNET_FILE).is_file() else None
 
 
 def chosen_form(bench: Workbench) -> str:

@@ -163,8 +163,9 @@ def evaluate(config: DictConfig) -> None:
 
 def compare(config: DictConfig) -> None:
     """Judge several models against one teacher, and print their report cards side by side."""
-    from nas.cards import JudgeBench, chosen_form, told_apart, write_cards
+    from nas.cards import JudgeBench, chosen_form, write_cards
     from nas.reports.compare import comparison_csv, comparison_markdown, print_comparison
+    from nas.subjects import told_apart
 
     _check_models(config)
     bench = Workbench(plain(config))

@@ -11,7 +11,7 @@ import pytest
 
 from latency_models.backends.onnx import export_onnx
 from nas.__main__ import run
-from nas.cards import told_apart
+from nas.subjects import told_apart
 from nas.tasks.models import load_classifier, load_tokenizer
 from search_spaces.cost import Workload
 from tests.evaluation.judged import World, world
