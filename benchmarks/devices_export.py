@@ -68,7 +68,7 @@ def main() -> int:
         context = common.machine(threads=1, study=options.study, quick=options.quick, part=part)
         found = [replace(row, context={**context, **row.context}) for row in rows]
         common.show(found)
-        common.write(name, kept(stored, part) + found, options.output)
+        common.write(name, common.merged(name, found, options.output), options.output)
     print(stored)
     return 0
 
@@ -169,28 +169,12 @@ def predicted(options: Any, device: str) -> Iterator[Result]:
         {"subnet": subnet.to_dict(), "predicted_ms": float(value), "measured_ms": own.p50, "min_ms": own.minimum}
         for subnet, value, own in zip(chosen, says.value, found, strict=True)
     ]
-    sizes, context = np.abs(errors), {"members": rows, "profiled": fitted.rows, "noise floor %": floor}
-    yield Result(
-        f"MAPE of exported front members, {device}",
-        float(sizes.mean()),
-        "%",
-        len(sizes),
-        float(sizes.min()),
-        float(sizes.max()),
-        limit,
-        context,
-    )
+    context = {"members": rows, "profiled": fitted.rows, "noise floor %": floor}
+    yield spread(f"MAPE of exported front members, {device}", np.abs(errors), limit, context)
     # The machine's state taken out: beside the teacher of that moment, at the time that it took in the profile.
-    steady = np.abs(100 * (says.value / [measurement.at_level(level).corrected for measurement in found] - 1))
-    yield Result(
-        f"MAPE of exported front members beside the teacher, {device}",
-        float(steady.mean()),
-        "%",
-        len(steady),
-        float(steady.min()),
-        float(steady.max()),
-        f"the teacher took {found[0].reference_level:.2f} ms, and {level:.2f} ms in the profile",
-    )
+    steady = 100 * (says.value / [measurement.at_level(level).corrected for measurement in found] - 1)
+    note = f"the teacher took {found[0].reference_level:.2f} ms, and {level:.2f} ms in the profile"
+    yield spread(f"MAPE of exported front members beside the teacher, {device}", np.abs(steady), note)
     inside = float(np.mean((says.lower <= actual) & (actual <= says.upper))) * 100
     yield Result(f"front members inside the 90 % interval, {device}", inside, "%", len(errors))
     yield Result(f"median signed error, {device}", float(np.median(errors)), "%", len(errors))
@@ -293,19 +277,17 @@ def speedups(measured: Mapping[str, Measurement], reference: str) -> Iterator[Re
         yield Result(f"{key}: speed-up over {reference}", ratio.value, "x", found.n, ratio.low, ratio.high)
 
 
+def spread(claim: str, sizes: Any, note: str, context: Mapping[str, Any] | None = None) -> Result:
+    """The mean of errors in percent, with the smallest and the largest."""
+    low, high = float(sizes.min()), float(sizes.max())
+    return Result(claim, float(sizes.mean()), "%", len(sizes), low, high, note, dict(context or {}))
+
+
 def tolerances() -> Any:
     """Limits of the checks; only their values are read here."""
     from nas.export.verify import Tolerances
 
     return Tolerances()
-
-
-def kept(path: Path, part: str) -> list[Result]:
-    """Stored rows of the other parts."""
-    if not path.is_file():
-        return []
-    rows = [Result(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
-    return [row for row in rows if row.context.get("part") != part]
 
 
 if __name__ == "__main__":

@@ -271,11 +271,7 @@ class Workbench:
 
     def evaluation_context(self) -> dict[str, Any]:
         """Everything that an evaluation's result depends on beside the subnet and the steps."""
-        extras: dict[str, Any] = {}
-        if self.extras:
-            unread = {"intervals"} if self.extras.perturbs else {"intervals", "robustness"}
-            read = {name: part for name, part in self.config["evaluation"].items() if name not in unread}
-            extras = {"metrics": self.extras.names, "evaluation": read}
+        extras = self.extras.context(self.config["evaluation"]) if self.extras else {}
         quantized = any(dimension.name == "precision" for dimension in self.space.dimensions)
         if quantized or self.judged_precision != "fp32":
             # Evaluations of blocks that were not quantised yet must not be taken for those of blocks that are.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -140,7 +141,7 @@ class BlockVariants:
         if not largest:
             return {}
         prefix, moments, dtype = self._prefix(layout), self.observed.both(layout.role), self._dtype
-        metric = output_metric(self.block, self.family, self.space.shape, self.observed, layout.path)
+        metric = self._metrics[layout.path]
         if metric is not None and rows is not None:
             metric = metric[rows][:, rows]
         up, down = whitened_svd(weight, moments.spread(bias)[kept][:, kept], largest, metric)
@@ -151,6 +152,12 @@ class BlockVariants:
             tensors[f"{prefix}.down_mean"] = (down @ mean).to(dtype)
             tensors[f"{prefix}.mean_output"] = (bias.double() + weight.double() @ mean).to(dtype)
         return tensors
+
+    @cached_property
+    def _metrics(self) -> dict[str, Tensor | None]:
+        """What errors of each projection's outputs cost: the same for all widths; made where there is a rank."""
+        shape, observed = self.space.shape, self.observed
+        return {p: output_metric(self.block, self.family, shape, observed, p) for p in self.family.projections}
 
     @property
     def _dtype(self) -> torch.dtype:

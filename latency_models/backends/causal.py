@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from latency_models.backends.base import PAST
-from latency_models.backends.onnx import scopes_of
+from latency_models.backends.onnx_passes import scopes_of
 from search_spaces.families import blocks_of
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from latency_models.backends.base import BackendError
-from latency_models.backends.onnx import scope_of
+from latency_models.backends.onnx_passes import scope_of
 from search_spaces.families import blocks_of, blocks_path, family_of
 
 if TYPE_CHECKING:

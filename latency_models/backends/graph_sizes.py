@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latency_models.backends.graph_places import GraphTemplateError
-from latency_models.backends.onnx import scopes_of
+from latency_models.backends.onnx_passes import scopes_of
 from search_spaces.families import FAMILIES
 from search_spaces.shapes import ModelShape
 

@@ -40,7 +40,8 @@ from latency_models.backends.graph_sizes import (
     sizes_of_weights,
 )
 from latency_models.backends.graph_twin import twin
-from latency_models.backends.onnx import DEFAULT_OPSET, clean, export_ir, forget_shapes, takes_cache
+from latency_models.backends.onnx import DEFAULT_OPSET, export_ir, takes_cache
+from latency_models.backends.onnx_passes import clean, forget_shapes
 from search_spaces.families import blocks_of, blocks_path
 from search_spaces.shapes import ModelShape
 

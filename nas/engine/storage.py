@@ -251,35 +251,42 @@ class ProxyStorage:
         Raises:
             OSError: It does not answer, or ``grpcio`` is missing.
         """
-        self.open(Path())
+        self._connect().close()
 
     def open(self, directory: Path) -> Storage:
         """Connect to the server.
 
         Raises:
-            OSError: It does not answer, or ``grpcio`` is missing.
+            OSError: As of `check`.
         """
+        backend = self._connect()
+        return Storage(
+            backend,
+            nullcontext,
+            locked=False,
+            local=False,
+            described=self._described,
+            workers=Path(directory) / "workers",
+            lost=server_lost,
+        )
+
+    @property
+    def _described(self) -> str:
+        return f"grpc://{self.host}:{self.port}"
+
+    def _connect(self) -> Any:
         from optuna.exceptions import ExperimentalWarning
         from optuna.storages import GrpcStorageProxy
 
-        described = f"grpc://{self.host}:{self.port}"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 backend = GrpcStorageProxy(host=self.host, port=self.port)
             backend.wait_server_ready(timeout=self.timeout_s)
         except ImportError as error:
-            raise OSError(f"storage: {described} needs grpcio; pip install 'hwnas[grpc]'") from error
+            raise OSError(f"storage: {self._described} needs grpcio; pip install 'hwnas[grpc]'") from error
         except ConnectionError as error:
             raise OSError(
-                f"storage: no server answers at {described}; start one as docs/how-to/storages.md says"
+                f"storage: no server answers at {self._described}; start one as docs/how-to/storages.md says"
             ) from error
-        return Storage(
-            backend,
-            nullcontext,
-            locked=False,
-            local=False,
-            described=described,
-            workers=Path(directory) / "workers",
-            lost=server_lost,
-        )
+        return backend

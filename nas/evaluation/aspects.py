@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nas.config import suggestion
 from nas.engine.costs import KNOWN_COSTS
@@ -75,10 +75,10 @@ class NamedMetrics:
         for name in self.names:
             self._check(name)
 
-    @property
-    def perturbs(self) -> bool:
-        """Whether any of them needs perturbed texts."""
-        return bool({*self.names} & {*ROBUSTNESS})
+    def context(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What their values depend on beside model and samples: their names, and which of the settings they read."""
+        unread = {"intervals"} if {*self.names} & {*ROBUSTNESS} else {"intervals", "robustness"}
+        return {"metrics": self.names, "evaluation": {k: part for k, part in settings.items() if k not in unread}}
 
     def __call__(
         self, run: Run, split: str, outputs: Outputs, teacher: Outputs, batch_size: int = 64

@@ -104,15 +104,14 @@ def export_candidate(
     blocks = Blocks.of(shape, subnet)
     artefacts = chosen(formats, precisions, blocks)
     title = name or directory.name
-    told = {**_metadata(subnet, title, teacher), **(metadata or {})}
+    told = _metadata(subnet, title, teacher) | dict(metadata or {})
     with _written_aside(directory) as aside:
         _write_model(model, subnet, shape, task, aside, whole="transformers" in formats, metadata=told)
         if artefacts:
-            graph = graph if graph is not None else deployed_graph(model, task)
+            graph = deployed_graph(model, task) if graph is None else graph
             calibration = calibration_inputs(task, calibration_samples)
-        for row in artefacts:
-            assert graph is not None
-            write_artefact(row, graph, aside, calibration=calibration, metadata=told, device=device, blocks=blocks)
+            for row in artefacts:
+                write_artefact(row, graph, aside, calibration=calibration, metadata=told, device=device, blocks=blocks)
         (aside / FACTS_FILE).write_text(_card(title, teacher, task, subnet, artefacts).to_json(), encoding="utf-8")
         checks = verify(aside, Reference.from_model(model, task))
         write_metrics(aside, metrics(aside, checks) if callable(metrics) else metrics or {})
