@@ -228,7 +228,7 @@ def test_a_failure_while_writing_leaves_nothing(compiler, subnets, tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(bundle_module, "_write_code", broken)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(BundleError, match="cannot be written: No space left on device"):
         make(tmp_path / "bundle", compiler, subnets[:1])
     assert not list(tmp_path.iterdir())
 
