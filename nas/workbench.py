@@ -150,13 +150,9 @@ class Workbench:
         from search_spaces.library import LIBRARY_VERSION
 
         settings = self.config["calibrate"]
-        parts = [  # The model first: what is wrong with it tells more than what then fits the texts badly.
-            f"library {LIBRARY_VERSION}",
-            self.teacher_hash,
-            self.task.samples.fingerprint("calibration"),
-            self.space.without("precision").fingerprint,
-            settings["importance"],
-        ]
+        # The model first: what is wrong with it tells more than what then fits the texts badly.
+        parts = [f"library {LIBRARY_VERSION}", self.teacher_hash, self.task.samples.fingerprint("calibration")]
+        parts += [self.space.without("precision").fingerprint, settings["importance"]]
         return self.cache / "libraries" / f"{content_key(parts)}.safetensors"
 
     @cached_property
