@@ -41,7 +41,7 @@ demo: $(VENV)/.core .assets/.demo
 	HF_HUB_OFFLINE=1 $(BIN)/nas search experiment=quickstart $(ARGS)
 
 test: $(VENV)/.dev
-	$(QUIET) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=90 $(ARGS)
+	$(QUIET) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0 --cov --cov-report=term --cov-fail-under=90 $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Evaluate = Callable[[SubnetConfig, int], Mapping[str, float]]
 Predicted = dict[str, tuple[float, float, float]]
+Twin = tuple[int, dict[str, float]]  # Number and metrics of a trial that has been through the same.
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class Objective:
         proposal = self.propose(trial)
         if proposal.infeasible:
             raise optuna.TrialPruned("infeasible")
-        measured = self.measure(trial.study, proposal)
+        measured = self.measure(proposal, twin_of(trial.study, proposal))
         self.record(trial, measured)
         return measured.values
 
@@ -121,15 +122,19 @@ class Objective:
             trial.set_user_attr("result", {"outcome": "infeasible", "metrics": {}, "seconds": 0.0})
         return proposal
 
-    def measure(self, study: Study, proposal: Proposal) -> Measured:
-        """The goals' values, from another trial, the cache or an evaluation. Writes nothing into the study.
+    def measure(self, proposal: Proposal, twin: Twin | None = None) -> Measured:
+        """The goals' values, from another trial, the cache or an evaluation. Knows nothing of the study.
+
+        Args:
+            proposal: What is evaluated.
+            twin: See `twin_of`.
 
         Raises:
             ValueError: A goal or a limited metric is missing or not finite.
         """
         started = time.perf_counter()
         result: dict[str, Any] = {"outcome": "evaluated"}
-        if (twin := _twin(study, proposal)) is not None:
+        if twin is not None:
             number, metrics = twin
             result = {"outcome": "duplicate", "duplicate_of": number}
         elif self.cache and (known := self.cache.get(proposal.subnet, proposal.steps)) is not None:
@@ -159,7 +164,7 @@ class Objective:
         return tuple(_finite(name, known) for name in self.objectives.goals)
 
 
-def _twin(study: Study, proposal: Proposal) -> tuple[int, dict[str, float]] | None:
+def twin_of(study: Study, proposal: Proposal) -> Twin | None:
     """Number and metrics of a finished trial with the same canonical subnet and fidelity."""
     from optuna.trial import TrialState
 

@@ -14,7 +14,7 @@ from nas.engine.candidates import Candidate, candidates_of, pareto_front
 from nas.engine.connection import Heartbeat, patiently, storage_failed
 from nas.engine.errors import SearchFailedError
 from nas.engine.interrupts import Interruption, time_limit
-from nas.engine.objective import Measured, Objective, Proposal
+from nas.engine.objective import Measured, Objective, Proposal, twin_of
 from nas.engine.progress import Status, StatusBoard, Tracker
 from nas.engine.rungs import Fidelities
 from nas.engine.slots import TrialSlots, Worker, count_finished
@@ -199,7 +199,7 @@ class Search:
             beat = nullcontext() if opened.local else Heartbeat(opened.backend, trial._trial_id)
             try:
                 with beat:
-                    ended = self._evaluate(study, trial, proposal)
+                    ended = self._evaluate(study, opened, trial, proposal)
             except KeyboardInterrupt:
                 slots.give_up(study.get_trials(deepcopy=False)[trial.number])
                 raise
@@ -226,30 +226,33 @@ class Search:
         except UpdateFinishedTrialError:
             return None, None, False  # Another worker took this one for dead while the connection was lost.
 
-    def _evaluate(self, study: Study, trial: Trial, proposal: Proposal) -> Ended:
+    def _evaluate(self, study: Study, opened: Storage, trial: Trial, proposal: Proposal) -> Ended:
         """Find out how a trial ends; what is evaluated is not yet written."""
         if proposal.infeasible:
             return Ended(pruned=True)
         try:
             with time_limit(self.trial_timeout_s):
                 if self.fidelities.pruner is None:
-                    return Ended(self.objective.measure(study, proposal))
-                return self._evaluate_in_rungs(study, trial, proposal)
+                    return Ended(self._measure(study, opened, proposal))
+                return self._evaluate_in_rungs(study, opened, trial, proposal)
         except Exception as error:
             if storage_failed(error) and not isinstance(error, OSError):
                 raise
             # Whatever an evaluation dies of, the search goes on.
             return Ended(reason=hide_password(f"{type(error).__name__}: {error}".strip()[:500]))
 
-    def _evaluate_in_rungs(self, study: Study, trial: Trial, proposal: Proposal) -> Ended:
+    def _evaluate_in_rungs(self, study: Study, opened: Storage, trial: Trial, proposal: Proposal) -> Ended:
         """Evaluate rung after rung, and let the pruner end what does not promise."""
         measured: Measured | None = None
         for steps in self.fidelities.steps:
-            measured = self.objective.measure(study, replace(proposal, steps=steps))
-            trial.report(measured.values[0], steps)
-            if steps != self.fidelities.steps[-1] and trial.should_prune():
+            measured = self._measure(study, opened, replace(proposal, steps=steps))
+            patiently(lambda m=measured, s=steps: trial.report(m.values[0], s), opened.lost)  # type: ignore[misc]
+            if steps != self.fidelities.steps[-1] and patiently(trial.should_prune, opened.lost):
                 return Ended(measured, pruned=True)
         return Ended(measured)
+
+    def _measure(self, study: Study, opened: Storage, proposal: Proposal) -> Measured:
+        return self.objective.measure(proposal, patiently(lambda: twin_of(study, proposal), opened.lost))
 
     def _end(self, study: Study, trial: Trial, ended: Ended) -> None:
         """Write how a trial ended; may be repeated after a lost connection."""

@@ -34,8 +34,12 @@ ON_GPU = {
     "torch_cuda_fp16": Device("torch_cuda_fp16", "torch", precision="fp16", provider="cuda"),
     "torch_cuda_bf16": Device("torch_cuda_bf16", "torch", precision="bf16", provider="cuda"),
     "torch_cuda_compile": Device("torch_cuda_compile", "torch", provider="cuda", options={"compile": True}),
-    "torch_cuda_graphs": Device(
-        "torch_cuda_graphs", "torch", provider="cuda", options={"compile": True, "mode": "reduce-overhead"}
+    "torch_cuda_compile_graphs": Device(
+        "torch_cuda_compile_graphs", "torch", provider="cuda", options={"compile": True, "mode": "reduce-overhead"}
+    ),
+    "torch_cuda_graph": Device("torch_cuda_graph", "torch", provider="cuda", options={"cuda_graph": True}),
+    "torch_cuda_graph_fp16": Device(
+        "torch_cuda_graph_fp16", "torch", precision="fp16", provider="cuda", options={"cuda_graph": True}
     ),
 }
 # Relative to the outputs' scale, against torch in fp32.

@@ -166,7 +166,7 @@ def test_longer_distilled_trials_are_not_mixed_with_others(tmp_path):
     first = study.get_trials(deepcopy=False)[0]
     study.enqueue_trial(first.params, user_attrs={"steps": 50})
     promoted = study.ask()
-    search.objective.record(promoted, search.objective.measure(study, search.objective.propose(promoted)))
+    search.objective.record(promoted, search.objective.measure(search.objective.propose(promoted)))
     study.tell(promoted, [0.5, 3.0])
     world = search.settings.sampler._bound
     world.read(study.get_trials(deepcopy=False), besides=-1)

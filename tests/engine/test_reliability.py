@@ -192,7 +192,9 @@ def test_workers_on_postgresql_survive_a_kill_and_a_restart_of_the_server(start_
     server.stop()
     server.start()
     finished = [worker.communicate(timeout=250) for worker in workers]
-    assert all(out.splitlines()[-1].startswith("done") for out, _ in finished[1:]), finished[1][1][-2000:]
+    assert all(out.splitlines()[-1].startswith("done") for out, _ in finished[1:]), "\n".join(
+        errors for _, errors in finished[1:]
+    )
     storage = DatabaseStorage(url=database)
     check_whole(read(storage, tmp_path), 40)
 
