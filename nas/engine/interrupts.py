@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import threading
 from collections.abc import Generator
@@ -37,18 +38,51 @@ class Interruption:
 
 @contextmanager
 def time_limit(seconds: float | None) -> Generator[None, None, None]:
-    """Raise TimeoutError in the main thread after so many seconds; elsewhere there is no limit."""
-    if not seconds or threading.current_thread() is not threading.main_thread():
+    """Raise TimeoutError in this thread after so many seconds.
+
+    A thread of its own watches the clock, and not SIGALRM: a process has one such alarm, which whoever embeds a search
+    may need, and none outside its main thread. What runs in one native call ends when that returns.
+    """
+    if not seconds:
         yield
         return
-
-    def expire(_number: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"the evaluation took longer than `trial_timeout_s` {seconds:g}")
-
-    before = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    watch = _Watch(threading.get_ident())
+    timer = threading.Timer(seconds, watch.expire)
+    timer.daemon = True
+    timer.start()
     try:
         yield
+    except TimeoutError:
+        if watch.expired:  # The interpreter raises the bare class.
+            raise TimeoutError(f"the evaluation took longer than `trial_timeout_s` {seconds:g}") from None
+        raise
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
+        timer.cancel()
+        watch.end()
+
+
+class _Watch:
+    """Raises in a thread as long as that is wanted.
+
+    Args:
+        thread: Its identifier.
+    """
+
+    def __init__(self, thread: int) -> None:
+        self.expired = False
+        self._thread = ctypes.c_ulong(thread)
+        self._wanted = True
+        self._lock = threading.Lock()
+
+    def expire(self) -> None:
+        """Time is up."""
+        with self._lock:
+            if self._wanted:
+                self.expired = True
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(self._thread, ctypes.py_object(TimeoutError))
+
+    def end(self) -> None:
+        """What was to be watched has ended; an exception that is still on its way is called back."""
+        with self._lock:
+            self._wanted = False
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(self._thread, None)

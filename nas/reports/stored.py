@@ -52,7 +52,11 @@ def stored_report(study: Study) -> Report:
         higher_is_better=trials.objectives.goals.get(quality, "maximize") == "maximize",
         models=_front(study),
         explored=tuple(ExploredTrial(float(cost[i]), float(values[i]), bool(trials.feasible[i])) for i in known),
-        commands=(LoadCommand("Go on with the search", f"nas search study={facts.name}"),),
+        commands=(
+            LoadCommand(
+                "Go on with the search, with the overrides that began it", f"nas search study={facts.name} ..."
+            ),
+        ),
         notes=(f"{int(trials.finished.sum())} trials have ended; the study is {study.state}.",),
     )
 

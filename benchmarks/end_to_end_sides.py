@@ -1,0 +1,219 @@
+"""The sides of `end_to_end.py`: our subnets, and what people would use instead, made, distilled and judged alike."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+
+from latency_models.backends.base import make_backend
+from latency_models.backends.graph_students import student_graph
+from latency_models.backends.quantize import quantize_int8
+from latency_models.device import Device
+from latency_models.measurement import speedup
+from latency_models.profiler import Profiler
+from nas.evaluation.evaluate import evaluate_model, evaluate_run, onnx_run
+from nas.searching import SearchBench
+from search_spaces.subnet import SKIPPED, BlockConfig, SubnetConfig
+
+HALF = "50% encoder parameters"
+OURS, RANDOM = "ours", "ours, random search"
+UNIFORM, DROPPED, SVD = "uniform, calibrated like ours", "layers dropped", "truncated SVD"
+PRUNED = {"taylor": "Torch-Pruning taylor", "l2": "Torch-Pruning l2"}
+MARGIN = 1.01  # Sizes are chosen by predictions, which are off by a percent or two.
+
+
+@dataclass
+class Entry:
+    """One model of one side, for one target; of a stored one only the graph is left."""
+
+    side: str
+    target: str
+    subnet: SubnetConfig
+    model: Any = None
+    untrained: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    speedup: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    latency_ms: float = 0.0
+    samples: int = 0
+
+    @classmethod
+    def read(cls, path: Path) -> Entry:
+        """What an earlier run stored."""
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored["subnet"] = SubnetConfig.from_dict(stored["subnet"])
+        return cls(**{**stored, "speedup": tuple(stored["speedup"])})
+
+    def write(self, path: Path) -> None:
+        """Keep everything but the model."""
+        kept = {**asdict(Entry(**{**self.__dict__, "model": None})), "subnet": self.subnet.to_dict()}
+        path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+class Comparison:
+    """All sides on one search's workbench.
+
+    Args:
+        search: Ours, on the int8 device.
+        steps: Of distillation, for every side.
+        seed: Of distillation.
+        folder: Where finished entries are kept: a run that was broken off goes on behind them.
+    """
+
+    def __init__(self, search: SearchBench, steps: int, seed: int, folder: Path) -> None:
+        self.search, self.bench, self.steps, self.seed = search, search.bench, steps, seed
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.calibration = list(self.bench.task.batches("calibration", 32))
+        shape = self.bench.space.shape
+        self.full = BlockConfig(shape.heads, shape.kv_heads, shape.ffn)
+
+    def latency(self, subnets: Sequence[SubnetConfig]) -> Any:
+        """Predicted int8 latencies, in ms."""
+        return self.search.device.fitted.predictor.predict(subnets).value
+
+    def fits(self, target: str) -> Callable[[Sequence[SubnetConfig]], Any]:
+        """Which subnets meet a target, as an array of bool."""
+        from search_spaces.cost import costs
+
+        shape, teacher = self.bench.space.shape, self.bench.space.teacher
+
+        def size(subnets: Sequence[SubnetConfig]) -> Any:
+            if target != HALF:
+                return self.latency(subnets) * float(target.removesuffix("x")) * MARGIN
+            return costs(shape, subnets, self.bench.workload).parameters - float(shape.other_parameters)
+
+        limit = float(size([teacher])[0]) * (0.5 if target == HALF else 1.0)
+        return lambda subnets: size(subnets) <= limit * (1 + 1e-9)
+
+    # -- sides ------------------------------------------------------------------------------------------------------
+
+    def ours(self, target: str, candidates: Iterable[Any], side: str = "ours") -> Entry:
+        """The best evaluated subnet that meets the target, refitted as a whole."""
+        able = self.fits(target)
+        quality = self.bench.task.quality
+        found = [c for c in candidates if able([c.subnet])[0]]
+        best = max(found, key=lambda candidate: candidate.metrics[quality])
+        return Entry(side, target, best.subnet, self.bench.finalist(best.subnet))
+
+    def uniform(self, target: str) -> Entry:
+        """The largest of the uniform subnets that meet the target: no search."""
+        subnets = self.bench.space.uniform()
+        dense = [s for s in subnets if not any(b.rank_qkv for b in s.blocks)]
+        able = [s for s, ok in zip(dense, self.fits(target)(dense), strict=True) if ok]
+        # Heads and FFN in proportion, as everybody prunes uniformly.
+        near = min(able, key=lambda s: (abs(self._share(s, "heads") - self._share(s, "ffn")) > 0.09, -self._size(s)))
+        return Entry(UNIFORM, target, near, self.bench.finalist(near))
+
+    def torch_pruning(self, target: str, importance: Any) -> Entry:
+        """The least pruning of Torch-Pruning that meets the target."""
+        able, full = self.fits(target), self.full
+        for heads in range(full.heads, 0, -1):
+            width = max(8, round(full.ffn * heads / full.heads / 8) * 8)
+            subnet = SubnetConfig((BlockConfig(heads, heads, width),) * self._blocks, self._hidden)
+            if able([subnet])[0]:
+                break
+        shares = (1 - heads / full.heads, 1 - width / full.ffn)
+        model = peers.torch_pruning(self.bench.teacher, importance, *shares, self.calibration)
+        return Entry(PRUNED[importance], target, subnet, model)
+
+    def dropped_layers(self, target: str) -> Entry:
+        """The most evenly spaced layers that meet the target."""
+        able = self.fits(target)
+        for keep in range(self._blocks, 0, -1):
+            model, kept = peers.dropped_layers(self.bench.teacher, keep)
+            blocks = tuple(self.full if i in kept else SKIPPED for i in range(self._blocks))
+            subnet = SubnetConfig(blocks, self._hidden)
+            if able([subnet])[0]:
+                break
+        return Entry(DROPPED, target, subnet, model)
+
+    def truncated_svd(self, target: str) -> Entry:
+        """The largest rank of plain SVD, the same share everywhere, that meets the target."""
+        able, full = self.fits(target), self.full
+        for share in np.arange(0.95, 0.04, -0.05):
+            model = peers.truncated_svd(self.bench.teacher, float(share))
+            block = model.encoder.layer[0]
+            ranks = [
+                block.get_submodule(path)[0].out_features
+                for path in ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
+            ]
+            subnet = SubnetConfig(
+                (BlockConfig(full.heads, full.kv_heads, full.ffn, *ranks),) * self._blocks, self._hidden
+            )
+            if able([subnet])[0]:
+                break
+        return Entry(SVD, target, subnet, model)
+
+    # -- judging ----------------------------------------------------------------------------------------------------
+
+    def entry(self, side: str, target: str, make: Callable[[], Entry]) -> Entry:
+        """One that an earlier run finished, or one that is made, distilled and judged now."""
+        path = self.path(side, target)
+        if path.is_file() and path.with_suffix(".onnx").is_file():
+            return Entry.read(path)
+        entry = make()
+        self._train(entry)
+        path.with_suffix(".onnx").write_bytes(self._graph(entry).SerializeToString())
+        entry.write(path)
+        return replace(entry, model=None)
+
+    def path(self, side: str, target: str) -> Path:
+        """Where an entry is kept; its int8 graph lies beside it."""
+        name = re.sub(r"[^a-z0-9.]+", "_", f"{side} {target}".lower())
+        return self.folder / f"{name}_{self.seed}_{self.steps}.json"
+
+    def _train(self, entry: Entry) -> None:
+        """Judge as it is, distil, and judge again, in fp32 and as the int8 graph."""
+        bench = self.bench
+        evaluator, task = bench.evaluator, bench.task
+        entry.untrained = evaluate_model(entry.model, task, evaluator.teacher, "test")
+        evaluator.distil(entry.subnet, steps=self.steps, seed=self.seed, model=entry.model)
+        entry.metrics["fp32"] = evaluate_model(entry.model, task, evaluator.teacher, "test")
+        run = onnx_run(self._graph(entry).SerializeToString(), task)
+        entry.metrics["int8"] = evaluate_run(run, task, evaluator.teacher, "test", batch_size=1)
+        print(entry.side, entry.target, entry.untrained, entry.metrics, file=sys.stderr, flush=True)
+
+    def _graph(self, entry: Entry) -> Any:
+        """The deployed int8 graph."""
+        template = self.search.device.compiler.template
+        return quantize_int8(student_graph(template, self.bench.task.deployable(entry.model), entry.subnet.kept))
+
+    def measure(self, entries: Sequence[Entry]) -> None:
+        """Interleaved with the int8 teacher."""
+        backend, inputs = make_backend(Device("cpu", "onnxruntime", threads=1)), self.search.device.inputs
+
+        def compiled(graph: Any) -> Callable[[], Any]:
+            return lambda: backend.compile(graph, inputs)
+
+        reference = compiled(quantize_int8(self.search.device.graph(self.bench.space.teacher)))
+        files = [self.path(entry.side, entry.target) for entry in entries]
+        jobs = [(index, compiled(str(file.with_suffix(".onnx")))) for index, file in enumerate(files)]
+        profiler = Profiler(warmup_seconds=0.2, burst=5, min_visits=10, max_seconds=2.0, chunk_size=8, retries=0)
+        for index, found in profiler.measure(jobs, reference):
+            entries[index].latency_ms, entries[index].samples = found.p50, found.n
+            ratio = speedup(found)
+            assert ratio is not None
+            entries[index].speedup = (ratio.value, ratio.low, ratio.high)
+            entries[index].write(files[index])
+
+    @property
+    def _blocks(self) -> int:
+        return self.bench.space.shape.num_blocks
+
+    @property
+    def _hidden(self) -> int:
+        return self.bench.space.shape.hidden_size
+
+    def _share(self, subnet: SubnetConfig, name: str) -> float:
+        return float(getattr(subnet.blocks[0], name)) / float(getattr(self.full, name))
+
+    def _size(self, subnet: SubnetConfig) -> int:
+        return sum(block.heads * self.bench.space.shape.head_dim * 4 + 2 * block.ffn for block in subnet.blocks)
