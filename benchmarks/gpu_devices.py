@@ -165,7 +165,8 @@ def profile(device: DeviceBench, part: str, options: Any) -> Iterator[Result]:
     for name, cost in compared(device, halves, space.teacher, options):
         ratio = cost.speedup
         whole, part_of = device.fitted.predictor.predict([space.teacher, halves[name]]).value
-        anchor = f"predicted {whole / part_of:.2f}x"
+        known = space.contains(halves[name])
+        anchor = f"predicted {whole / part_of:.2f}x" if known else "not in the space"
         yield Result(f"{name}: speed-up, {part}", ratio.value, "x", cost.latency.n, ratio.low, ratio.high, anchor)
         if cost.energy is not None:
             source = {"source": cost.energy.source}
