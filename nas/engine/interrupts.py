@@ -36,6 +36,9 @@ class Interruption:
             signal.signal(signal.SIGINT, before)
 
 
+_STEPS = 1000  # The interpreter looks for exceptions from other threads whenever a loop turns.
+
+
 @contextmanager
 def time_limit(seconds: float | None) -> Generator[None, None, None]:
     """Raise TimeoutError in this thread after so many seconds.
@@ -51,14 +54,15 @@ def time_limit(seconds: float | None) -> Generator[None, None, None]:
     timer.daemon = True
     timer.start()
     try:
-        yield
+        try:
+            yield
+        finally:
+            timer.cancel()
+            watch.end()
     except TimeoutError:
         if watch.expired:  # The interpreter raises the bare class.
             raise TimeoutError(f"the evaluation took longer than `trial_timeout_s` {seconds:g}") from None
         raise
-    finally:
-        timer.cancel()
-        watch.end()
 
 
 class _Watch:
@@ -82,7 +86,12 @@ class _Watch:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(self._thread, ctypes.py_object(TimeoutError))
 
     def end(self) -> None:
-        """What was to be watched has ended; an exception that is still on its way is called back."""
+        """What was to be watched has ended.
+
+        An exception that is still on its way comes here, in the loop. Called back by another one of None it would leave
+        CPython 3.11 believing for ever that one is pending, which stops it dead where lines are traced.
+        """
         with self._lock:
             self._wanted = False
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(self._thread, None)
+        for _ in range(_STEPS if self.expired else 0):
+            pass
