@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import common
 import numpy as np
 from common import Result
-from profile_this_device import accuracy, kept
+from profile_this_device import accuracy, kept, profile_stages
 
 if TYPE_CHECKING:
+    from latency_models.deployed import Costs, Deployed
     from nas.measuring import DeviceBench
     from search_spaces.space import SearchSpace
     from search_spaces.subnet import SubnetConfig
@@ -82,8 +83,8 @@ def main() -> int:
     gpu = "none" if options.on_cpu else torch.cuda.get_device_name()
     for part in options.part or (TEACHER, *PROFILES):
         model, device, workload = PROFILES.get(part, (ENCODER, "torch_cuda", "latency"))
-        for folder in [filled(data / "smollm2")] if model is DECODER else []:
-            print(f"random weights: {folder}")
+        if model is DECODER:
+            fill(data / "smollm2")
         bench = device_bench(data, options, model, device, workload)
         found = teacher(bench, options) if part == TEACHER else profile(bench, part, options)
         context = common.machine(gpu=gpu, cuda=torch.version.cuda, quick=options.quick, part=part, workload=workload)
@@ -94,37 +95,22 @@ def main() -> int:
     return 0
 
 
-def filled(folder: Path) -> Path:
-    """A model's folder, with random weights where it has none."""
+def fill(folder: Path) -> None:
+    """Random weights for a model's folder that has none."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.gguf")):
+        print(f"random weights: {folder}")
         AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
-    return folder
 
 
 def device_bench(data: Path, options: Any, model: tuple[str, ...], device: str, workload: str) -> DeviceBench:
     """The stages of `nas profile` for one model and device."""
-    from hydra import compose, initialize_config_dir
-
-    from nas.commands import plain
-    from nas.config import conf_dir
-    from nas.measuring import DeviceBench
-    from nas.workbench import Workbench
-
     sizes = {"num_subnets": 12, "held_out": 4} if options.quick else {"num_subnets": 36, "held_out": 16}
-    overrides = [
-        f"root={options.root}",
-        f"device={'torch_cpu' if options.on_cpu else device}",
-        f"workload={workload}",
-        *(override.format(data=data) for override in model),
-        "progress=plain",
-        "profile.transfer=false",
-        "profile.active.start=12",
-        *(f"profile.{key}={value}" for key, value in sizes.items()),
-    ]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="profile"):
-        return DeviceBench(Workbench(plain(compose("profile", overrides=overrides))))
+    name = "torch_cpu" if options.on_cpu else device
+    chosen = [f"root={options.root}", f"device={name}", f"workload={workload}", "progress=plain"]
+    own = [override.format(data=data) for override in model]
+    return profile_stages([*chosen, *own, "profile.active.start=12"], sizes)
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
@@ -144,14 +130,12 @@ def teacher(device: DeviceBench, options: Any) -> Iterator[Result]:
     wanted = models[0].job(device.inputs)().outputs()
     costs = list(measure_costs(models, models[0], device.inputs, profiler(options), memory=False))
     for model, cost in zip(models, costs, strict=True):
-        taken, ratio = cost.latency, cost.speedup
+        taken = cost.latency
         at = {"drift": taken.drift, "p99_ms": taken.p99}
         yield Result(f"{model.name}: latency", taken.p50, "ms", taken.n, taken.minimum, taken.p90, context=at)
-        if ratio is not None and model is not models[0]:
-            yield Result(f"{model.name}: speed-up over fp32", ratio.value, "x", taken.n, ratio.low, ratio.high)
-        if cost.energy is not None:
-            source = {"source": cost.energy.source}
-            yield Result(f"{model.name}: energy", cost.energy.millijoules, "mJ", cost.energy.runs, context=source)
+        if model is not models[0]:
+            yield gain(f"{model.name}: speed-up over fp32", cost)
+        yield from energy(f"{model.name}: energy", cost)
         found = model.job(device.inputs)().outputs()
         off = max(float(np.abs(found[key] - wanted[key]).max() / np.abs(wanted[key]).max()) for key in wanted)
         yield Result(f"{model.name}: largest difference from fp32, relative", off, "", len(wanted))
@@ -163,19 +147,30 @@ def profile(device: DeviceBench, part: str, options: Any) -> Iterator[Result]:
     space = device.bench.space
     halves = {"half the width": half_width(space), "half the blocks": half_depth(space)}
     for name, cost in compared(device, halves, space.teacher, options):
-        ratio = cost.speedup
         whole, part_of = device.fitted.predictor.predict([space.teacher, halves[name]]).value
         known = space.contains(halves[name])
         anchor = f"predicted {whole / part_of:.2f}x" if known else "not in the space"
-        yield Result(f"{name}: speed-up, {part}", ratio.value, "x", cost.latency.n, ratio.low, ratio.high, anchor)
-        if cost.energy is not None:
-            source = {"source": cost.energy.source}
-            yield Result(f"{name}: energy, {part}", cost.energy.millijoules, "mJ", cost.energy.runs, context=source)
+        yield gain(f"{name}: speed-up, {part}", cost, anchor)
+        yield from energy(f"{name}: energy, {part}", cost)
+
+
+def gain(claim: str, cost: Costs, anchor: str = "") -> Result:
+    """How many times faster than the reference beside it."""
+    ratio = cost.speedup
+    assert ratio is not None
+    return Result(claim, ratio.value, "x", cost.latency.n, ratio.low, ratio.high, anchor)
+
+
+def energy(claim: str, cost: Costs) -> Iterator[Result]:
+    """Of one run, where there is a counter."""
+    if cost.energy is not None:
+        source = {"source": cost.energy.source}
+        yield Result(claim, cost.energy.millijoules, "mJ", cost.energy.runs, context=source)
 
 
 def compared(
     device: DeviceBench, subnets: Mapping[str, SubnetConfig], reference: SubnetConfig, options: Any
-) -> Iterator[tuple[str, Any]]:
+) -> Iterator[tuple[str, Costs]]:
     """Costs of subnets, interleaved with a reference."""
     from latency_models.deployed import Deployed, measure_costs
 

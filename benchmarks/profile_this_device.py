@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,13 @@ def main() -> int:
 
 def device_bench(data: Path, root: Path, device: str, *, quick: bool) -> DeviceBench:
     """The stages of `nas profile` for one device."""
+    sizes = {"num_subnets": 12, "held_out": 4} if quick else {"num_subnets": MOST_SUBNETS, "held_out": FRESH}
+    model = [f"model.path={data / 'minilm'}", f"task.data.path={data / 'movie.csv'}", "torch_threads=1"]
+    return profile_stages([f"root={root}", f"device={device}", *model], sizes)
+
+
+def profile_stages(overrides: Sequence[str], sizes: Mapping[str, int]) -> DeviceBench:
+    """The stages of `nas profile` with these overrides and sizes, without other devices' profiles."""
     from hydra import compose, initialize_config_dir
 
     from nas.commands import plain
@@ -63,18 +70,9 @@ def device_bench(data: Path, root: Path, device: str, *, quick: bool) -> DeviceB
     from nas.measuring import DeviceBench
     from nas.workbench import Workbench
 
-    sizes = {"num_subnets": 12, "held_out": 4} if quick else {"num_subnets": MOST_SUBNETS, "held_out": FRESH}
-    overrides = [
-        f"root={root}",
-        f"device={device}",
-        f"model.path={data / 'minilm'}",
-        f"task.data.path={data / 'movie.csv'}",
-        "torch_threads=1",
-        "profile.transfer=false",
-        *(f"profile.{key}={value}" for key, value in sizes.items()),
-    ]
+    own = ["profile.transfer=false", *(f"profile.{key}={value}" for key, value in sizes.items())]
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="profile"):
-        return DeviceBench(Workbench(plain(compose("profile", overrides=overrides))))
+        return DeviceBench(Workbench(plain(compose("profile", overrides=[*overrides, *own]))))
 
 
 def accuracy(device: DeviceBench, name: str) -> Iterator[Result]:

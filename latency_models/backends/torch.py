@@ -26,7 +26,7 @@ class TorchBackend:
 
     Options: ``compile`` (bool) runs it through ``torch.compile``; ``mode`` (str) is `torch.compile`'s own mode, e.g.
     ``max-autotune`` or ``reduce-overhead`` (CUDA graphs). ``cuda_graph`` (bool) records the eager kernels once and
-    replays them: a run then costs the GPU's time alone, not Python's, at none of the compiler's minutes.
+    replays them: a run then costs the GPU's time alone, not Python's, and nothing is compiled.
 
     Args:
         device: A device whose backend is ``torch`` and whose provider is ``cpu`` or ``cuda``.
@@ -42,10 +42,10 @@ class TorchBackend:
             raise BackendError(
                 f"device {device.name!r}: `provider` must be cpu or cuda for torch, but got {device.provider!r}."
             )
-        if device.provider == "cuda" and not torch.cuda.is_available():
-            raise BackendError(f"device {device.name!r}: torch sees no CUDA device; install a CUDA build of torch.")
         if device.options.get("cuda_graph", False):
             _check_recordable(device)
+        if device.provider == "cuda" and not torch.cuda.is_available():
+            raise BackendError(f"device {device.name!r}: torch sees no CUDA device; install a CUDA build of torch.")
         self._device = device
 
     def compile(self, model: Any, inputs: Inputs) -> Run:

@@ -52,6 +52,15 @@ class Measured:
     result: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a trial ended: with values, pruned (``measured`` may hold the last rung's), or failed for a reason."""
+
+    measured: Measured | None = None
+    pruned: bool = False
+    reason: str = ""
+
+
 class Objective:
     """Maps a trial to the values of the goals; `search.Search` calls its two halves, Optuna may call the whole.
 

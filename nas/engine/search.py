@@ -6,15 +6,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.engine.candidates import Candidate, candidates_of, pareto_front
-from nas.engine.connection import Heartbeat, patiently, storage_failed
+from nas.engine.connection import ConnectionLostError, Heartbeat, patiently, storage_failed
 from nas.engine.errors import SearchFailedError
 from nas.engine.interrupts import Interruption, time_limit
-from nas.engine.objective import Measured, Objective, Proposal, twin_of
+from nas.engine.objective import Ended, Measured, Objective, Proposal, twin_of
 from nas.engine.progress import Status, StatusBoard, Tracker
 from nas.engine.rungs import Fidelities
 from nas.engine.slots import TrialSlots, Worker, count_finished
@@ -25,15 +25,6 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a trial ended: with values, pruned (``measured`` may hold the last rung's), or failed for a reason."""
-
-    measured: Measured | None = None
-    pruned: bool = False
-    reason: str = ""
 
 
 class Search:
@@ -231,10 +222,15 @@ class Search:
         if proposal.infeasible:
             return Ended(pruned=True)
         try:
+            if self.fidelities.pruner is None:
+                # A lost connection is waited for outside the limit: it is not the evaluation's fault.
+                twin = patiently(lambda: twin_of(study, proposal), opened.lost)
+                with time_limit(self.trial_timeout_s):
+                    return Ended(self.objective.measure(proposal, twin))
             with time_limit(self.trial_timeout_s):
-                if self.fidelities.pruner is None:
-                    return Ended(self._measure(study, opened, proposal))
                 return self._evaluate_in_rungs(study, opened, trial, proposal)
+        except ConnectionLostError:
+            raise
         except Exception as error:
             if storage_failed(error) and not isinstance(error, OSError):
                 raise
@@ -245,14 +241,13 @@ class Search:
         """Evaluate rung after rung, and let the pruner end what does not promise."""
         measured: Measured | None = None
         for steps in self.fidelities.steps:
-            measured = self._measure(study, opened, replace(proposal, steps=steps))
+            rung = replace(proposal, steps=steps)
+            twin = patiently(lambda r=rung: twin_of(study, r), opened.lost)  # type: ignore[misc]
+            measured = self.objective.measure(rung, twin)
             patiently(lambda m=measured, s=steps: trial.report(m.values[0], s), opened.lost)  # type: ignore[misc]
             if steps != self.fidelities.steps[-1] and patiently(trial.should_prune, opened.lost):
                 return Ended(measured, pruned=True)
         return Ended(measured)
-
-    def _measure(self, study: Study, opened: Storage, proposal: Proposal) -> Measured:
-        return self.objective.measure(proposal, patiently(lambda: twin_of(study, proposal), opened.lost))
 
     def _end(self, study: Study, trial: Trial, ended: Ended) -> None:
         """Write how a trial ended; may be repeated after a lost connection."""

@@ -159,6 +159,18 @@ class TestBackend:
             make_backend(Device("x", device.backend, provider="abacus"))
 
 
+@pytest.mark.parametrize(
+    ("provider", "options", "rule"),
+    [
+        ("cpu", {}, "`options.cuda_graph` needs provider cuda, but got 'cpu'"),
+        ("cuda", {"compile": True}, "either `options.cuda_graph` or `options.compile`"),
+    ],
+)
+def test_a_cuda_graph_is_refused_where_there_is_none_to_record(provider, options, rule):
+    with pytest.raises(BackendError, match=rule):
+        make_backend(Device("x", "torch", provider=provider, options={"cuda_graph": True, **options}))
+
+
 def test_an_unknown_backend_is_refused():
     with pytest.raises(
         ValueError, match="`backend` must be one of onnxruntime, openvino, tensorrt, torch, but got 'mxnet'"

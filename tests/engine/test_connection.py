@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from sqlalchemy.exc import IntegrityError, OperationalError, PendingRollbackError
 
 from nas.engine.connection import ConnectionLostError, Heartbeat, database_lost, patiently, storage_failed
+from nas.engine.errors import SearchFailedError
 from nas.engine.slots import TrialSlots, Worker
 from nas.engine.storage import JournalStorage
 from tests.engine.worlds import tiny_search
@@ -160,3 +162,36 @@ def test_a_subnet_whose_worker_dies_again_and_again_counts_as_failed(tmp_path):
     trials = JournalStorage().open(tmp_path).backend.get_all_trials(0)
     assert [t.state.name for t in trials] == ["FAIL"] * 3
     assert "died 3 times" in trials[-1].user_attrs["reason"]
+
+
+class LosesItsServer(JournalStorage):
+    """A journal of which an error of the database's kind means that the server is not there just now."""
+
+    def open(self, directory):
+        return replace(super().open(directory), lost=database_lost)
+
+
+@pytest.mark.parametrize("losses", [1, 2])
+def test_a_server_lost_while_twins_are_looked_for_is_waited_for_and_counts_for_no_limit(tmp_path, monkeypatch, losses):
+    asked = []
+
+    def twin_of(study, proposal):
+        asked.append(proposal)
+        if len(asked) <= losses:
+            raise error("57P01")
+
+    monkeypatch.setattr("nas.engine.search.twin_of", twin_of)
+    search = tiny_search(tmp_path, 2, storage=LosesItsServer(), trial_timeout_s=0.1)
+    assert len(search.run()) == 2
+    assert len(asked) == 2 + losses
+
+
+def test_a_server_that_stays_away_ends_the_search_and_not_the_trial(tmp_path, monkeypatch):
+    def twin_of(study, proposal):
+        raise ConnectionLostError("no connection for 600 s")
+
+    monkeypatch.setattr("nas.engine.search.twin_of", twin_of)
+    with pytest.raises(SearchFailedError, match="no connection for 600 s"):
+        tiny_search(tmp_path, 2).run()
+    (trial,) = JournalStorage().open(tmp_path).backend.get_all_trials(0)
+    assert trial.state.name == "RUNNING"
