@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,10 @@ __all__ = ["DeviceProfile", "Header", "Problem", "ProfileError", "Row", "quantit
 
 DRIFTED = 0.03
 """Share by which the reference model is off its usual level when a row's median is no longer taken as it is."""
+BROKEN = 1.0
+"""The same, when the row says nothing any more: beside work that doubles every time, proportions do not hold."""
+MAX_TRIES = 6
+"""Rows of one subnet after which it is not measured again, broken or not."""
 
 
 class DeviceProfile:
@@ -113,7 +118,7 @@ class DeviceProfile:
         return row
 
     def latest(self) -> dict[SubnetConfig, Row]:
-        """The rows that count, by subnet: of one measured several times, the one with the least drift.
+        """The rows that count, by subnet: of one measured several times, the one with the least drift; no broken one.
 
         Drift is taken against one level for the whole profile. What a session took for usual when it wrote a row was
         the median until then: rows of a busy first minute would count as steady, and later ones be put right to them.
@@ -122,14 +127,17 @@ class DeviceProfile:
         best: dict[SubnetConfig, Row] = {}
         for row in self.rows:
             own = replace(row, measurement=row.measurement.at_level(level))
+            if (own.measurement.drift or 0.0) > BROKEN:
+                continue
             known = best.get(row.subnet)
             if known is None or abs(own.measurement.drift or 0.0) <= abs(known.measurement.drift or 0.0):
                 best[row.subnet] = own
         return best
 
     def missing(self, subnets: Iterable[SubnetConfig]) -> list[SubnetConfig]:
-        """Those subnets that are not yet measured, canonical and without repeats."""
-        known = {row.subnet for row in self.rows}
+        """Those subnets that are not yet measured, or whose rows are all broken; canonical and without repeats."""
+        tried = Counter(row.subnet for row in self.rows)
+        known = {*self.latest(), *(subnet for subnet, times in tried.items() if times >= MAX_TRIES)}
         wanted = dict.fromkeys(canonical(self.header.shape, subnet) for subnet in subnets)
         return [subnet for subnet in wanted if subnet not in known]
 

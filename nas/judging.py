@@ -102,7 +102,7 @@ def drift_text(profile: DeviceProfile, report: DriftReport | None) -> str:
     parts = []
     if len(levels):
         off = int((np.abs(levels) > DRIFTED).sum())
-        again = len(profile) - len(rows)
+        again = len(profile) - len({row.subnet for row in profile.rows})
         low, high = np.quantile(levels, [0.05, 0.95])
         parts.append(
             f"the reference model was {low:+.1%} to {high:+.1%} off its usual level in 90 % of the rows; {again} "

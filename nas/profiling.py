@@ -60,9 +60,10 @@ class Profiling:
         if not todo:
             return
         if len(self.profile):
-            self.bench.say(
-                f"Continuing the profile {self.profile.path}: {len(self.profile.latest())} subnets are there."
-            )
+            there = self.profile.latest()
+            broken = len({row.subnet for row in self.profile.rows} - set(there))
+            left = f"; {broken} that a busy machine had more than halved in speed do not count" if broken else ""
+            self.bench.say(f"Continuing the profile {self.profile.path}: {len(there)} subnets are there{left}.")
         reference = self._job(self.bench.space.teacher)
         total = most + len(self.active.exclude) - len(self.profile.latest())
         with self.bench.progress(f"Profiling {self.bench.device.name}", max(total, len(todo))) as bar:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from latency_models.device import Device
 from latency_models.measurement import Measurement
-from latency_models.profile import DeviceProfile, Header, ProfileError, training_data
+from latency_models.profile import MAX_TRIES, DeviceProfile, Header, ProfileError, training_data
 from search_spaces.cost import Workload
 from tests.models import tiny_bert, tiny_space
 
@@ -108,6 +108,31 @@ def test_what_a_session_took_for_usual_when_it_wrote_a_row_does_not_matter(tmp_p
     assert profile.training_data()[1] == pytest.approx([5.5 / 1.25] * 2 + [4.5] * 4)
     drifts = [row.measurement.drift for row in profile.latest().values()]
     assert drifts == pytest.approx([0.25] * 2 + [0.0] * 4)
+
+
+def test_rows_of_a_machine_with_no_time_for_us_do_not_count_and_are_measured_again(tmp_path):
+    """Beside work that takes most of the processor, subnets are not slowed in proportion: a row may be off 40 times."""
+    profile = DeviceProfile.open(tmp_path / "p.jsonl", HEADER)
+    for subnet, value, drift in zip(SUBNETS[:5], (4.0, 4.0, 300.0, 4.0, 4.0), (0.0, 0.0, 40.0, 0.9, 0.0), strict=True):
+        profile.append(subnet, measurement(value, drift=drift))
+    assert list(profile.latest()) == [SUBNETS[i] for i in (0, 1, 3, 4)]
+    assert len(profile.training_data()[0]) == 4
+    assert profile.missing(SUBNETS[:5]) == [SUBNETS[2]]
+    profile.append(SUBNETS[2], measurement(4.0))
+    assert profile.missing(SUBNETS[:5]) == []
+    assert len(profile.training_data()[0]) == 5
+
+
+def test_who_never_meets_a_quiet_machine_is_not_measured_for_ever(tmp_path):
+    profile = DeviceProfile.open(tmp_path / "p.jsonl", HEADER)
+    for subnet in SUBNETS[:5]:
+        profile.append(subnet, measurement(4.0))
+        profile.append(subnet, measurement(4.0))
+    for _ in range(MAX_TRIES):
+        assert profile.missing(SUBNETS[:6]) == [SUBNETS[5]]
+        profile.append(SUBNETS[5], measurement(300.0, drift=40.0))
+    assert profile.missing(SUBNETS[:6]) == []
+    assert SUBNETS[5] not in profile.latest()
 
 
 @pytest.mark.parametrize("cut", [1, 20, 300])
