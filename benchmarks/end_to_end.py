@@ -140,6 +140,12 @@ def mean(values: Any) -> float:
 
 
 def workbench(data: Path, root: Path, study: str, *overrides: str) -> SearchBench:
+    """A search for a sentence encoder on movie sentences."""
+    options = [f"model.path={data / 'minilm'}", f"task.data.path={data / 'movie.csv'}"]
+    return searched_by(root, study, *options, *overrides)
+
+
+def searched_by(root: Path, study: str, *overrides: str) -> SearchBench:
     """A search on the int8 device, as the command line makes it."""
     from hydra import compose, initialize_config_dir
 
@@ -148,7 +154,6 @@ def workbench(data: Path, root: Path, study: str, *overrides: str) -> SearchBenc
     from nas.measuring import DeviceBench
 
     options = ["experiment=quickstart", f"root={root}", f"study={study}", "device=onnxruntime_cpu_int8"]
-    options += [f"model.path={data / 'minilm'}", f"task.data.path={data / 'movie.csv'}"]
     options += ["objectives.constraints.latency_ms=0.95x", "objectives.constraints.quality='>= 0.6'"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="search"):
         bench = Workbench(plain(compose("search", overrides=[*options, *overrides])))

@@ -1,6 +1,6 @@
 """Classifiers that the benchmarks search and judge: MiniLM fine-tuned on real data, made once and kept.
 
-python benchmarks/teachers.py            # both, where they are missing (minutes each)
+python benchmarks/teachers.py            # all, where they are missing (minutes each)
 python benchmarks/teachers.py trec       # this one
 """
 
@@ -20,21 +20,25 @@ from nas.progress import Progress
 from nas.tasks.data import TextData
 from nas.tasks.text import TextClassification
 
-NAMES = ("trec", "reddit_bias")
+NAMES = ("trec", "reddit_bias", "movie_sentiment")
 EPOCHS, LEARNING_RATE, BATCH = 2, 1e-4, 32
 
 
 def data_of(name: str, folder: Path) -> TextData:
     """A data set with its splits.
 
-    ``trec``: 5,381 questions in six classes. ``reddit_bias``: 11,492 comments, biased or not, in five groups
-    (Barikeri et al. 2021, arXiv 2106.03521); offensive, so nothing here ever prints a text.
+    ``trec``: 5,381 questions in six classes. ``movie_sentiment``: 10,072 sentences of reviews, positive or
+    negative. ``reddit_bias``: 11,492 comments, biased or not, in five groups (Barikeri
+    et al. 2021, arXiv 2106.03521); offensive, so nothing here ever prints a text.
     """
     sets: Mapping[str, TextData] = {
         "trec": TextData("trec.csv", label_column="label", calibration=512, validation=1000, test=1000),
         "reddit_bias": TextData(
             "reddit_bias.csv", label_column="label", group_columns=("group",),
             calibration=512, validation=2000, test=3500,
+        ),
+        "movie_sentiment": TextData(
+            "movie_sentiment.csv", label_column="label", calibration=512, validation=1000, test=2000
         ),
     }  # fmt: skip
     found = sets[name]
@@ -45,7 +49,7 @@ def teacher_of(name: str, folder: Path) -> TextClassification:
     """A fine-tuned classifier with its data; trained where it is not there yet.
 
     Args:
-        name: ``trec`` or ``reddit_bias``.
+        name: One of `NAMES`.
         folder: With `minilm/` and the data sets, as `make assets` leaves them; the model is kept in it.
     """
     data, cache, place = data_of(name, folder), str(folder / "cache"), folder / f"minilm_{name}"

@@ -1,0 +1,118 @@
+"""What classifiers keep of their accuracy at a measured speed: ours beside int8 alone and dropped layers.
+
+MiniLM, fine-tuned on TREC's questions and on the sentiment of movie reviews. Every side runs as int8 in ONNX Runtime
+and gets the same teacher, texts and distillation steps. Sizes are chosen by predicted latency, so that each meets a
+target's speed-up over the fp32 teacher; latencies are then measured, interleaved with that teacher. Retention is of
+the teacher's accuracy on texts nobody searched on, its interval from a bootstrap that draws both models' answers to
+the same texts; pooled rows draw from both tasks.
+
+    python benchmarks/end_to_end_classifiers.py            # writes benchmarks/results/end_to_end_classifiers.json
+    python benchmarks/end_to_end_classifiers.py --quick    # TREC alone, fewer trials and steps
+
+What is finished is kept below `--root`: a run that was broken off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+from common import Result
+from end_to_end import searched_by
+from end_to_end_sides import DROPPED, OURS, Comparison, Entry
+from report_card import task_options
+from teachers import teacher_of
+
+from nas.evaluation.intervals import Resampling
+from nas.evaluation.metrics import ratio_of
+
+NAMES = ("trec", "movie_sentiment")
+TARGETS = ("2.5x", "4x")
+INT8 = "int8 alone"
+REACH = {"2.5x": ">= .99, lower bound >= .98", "4x": ">= .97, lower bound >= .955"}
+RETENTION = ratio_of("retention", "own", "teacher")
+POOLED = "pooled"
+Hits = Mapping[str, Sequence[int]]
+
+
+def main() -> int:
+    arguments = common.parser(__doc__ or "")
+    root = common.ROOT / "runs" / "end_to_end_classifiers"
+    arguments.add_argument("--root", type=Path, default=root, help="folder of the studies")
+    arguments.add_argument("--steps", type=int, default=200, help="distillation steps of every side")
+    arguments.add_argument("--trials", type=int, default=60, help="evaluations of each search")
+    arguments.add_argument("--seed", type=int, default=0)
+    options = arguments.parse_args()
+    data = options.data or common.ASSETS
+    names = NAMES[:1] if options.quick else NAMES
+    if missing := [name for name in ("minilm", *(f"{name}.csv" for name in names)) if not (data / name).exists()]:
+        print(f"skipped: {data} lacks {missing[0]}; run `make assets`")
+        return 0
+    if options.quick:
+        options.steps, options.trials, options.root = 20, 24, options.root / "quick"
+    sides, teachers = {}, {}
+    for name in names:
+        sides[name], teachers[name] = compete(name, data, options)
+    context = common.machine(threads=1, steps=options.steps, trials=options.trials, quick=options.quick)
+    rows = list(results(sides, teachers, context))
+    common.show(rows)
+    file = "end_to_end_classifiers_quick" if options.quick else "end_to_end_classifiers"
+    print(common.write(file, rows, options.output))
+    return 0
+
+
+def compete(name: str, data: Path, options: Any) -> tuple[list[Entry], list[int]]:
+    """All sides on one task, ours first, and which test samples the fp32 teacher gets right."""
+    teacher_of(name, data)
+    task = [*task_options(name, data), f"model.path={data / f'minilm_{name}'}", "distiller=logits"]
+    trials = f"search.num_trials={options.trials}"
+    search = searched_by(options.root, f"{name}_{options.seed}", *task, trials, f"seed={options.seed}")
+    found = search.run().candidates
+    compare = Comparison(search, options.steps, options.seed, options.root / name, whole=True)
+    makers: dict[str, Callable[[str], Entry]] = {OURS: lambda target: compare.ours(target, found)}
+    makers[DROPPED] = compare.dropped_layers
+    wanted = [(side, target, partial(make, target)) for side, make in makers.items() for target in TARGETS]
+    whole = search.bench.space.teacher
+    entries = [compare.entry(*each) for each in wanted]
+    entries.append(compare.entry(INT8, "as it is", lambda: Entry(INT8, "as it is", whole, search.bench.teacher), 0))
+    compare.measure(entries)
+    return entries, compare.teacher_hits()
+
+
+def results(sides: Mapping[str, Sequence[Entry]], teachers: Hits, context: Mapping[str, Any]) -> Iterator[Result]:
+    """Retention of each task, then of both, then speed-ups."""
+    keys = [(entry.side, entry.target) for entry in next(iter(sides.values()))]
+    for side, target in keys:
+        of = {name: next(e for e in entries if (e.side, e.target) == (side, target)) for name, entries in sides.items()}
+        own = {**context, "side": side, "target": target}
+        for name, entry in of.items():
+            beside = {"accuracy": round(float(np.mean(entry.hits)), 4), "measured ms": entry.latency_ms,
+                      "teacher's accuracy": round(float(np.mean(teachers[name])), 4)}  # fmt: skip
+            yield retention(name, target, [entry.hits], [teachers[name]], {**own, **beside})
+        if len(of) > 1:
+            hits = [entry.hits for entry in of.values()]
+            yield retention(POOLED, target, hits, [teachers[name] for name in of], own)
+        for name, entry in of.items():
+            ratio, low, high = entry.speedup
+            yield Result(f"speed-up over the fp32 teacher, {name}", ratio, "x", entry.samples, low, high, context=own)
+
+
+def retention(
+    name: str, target: str, own: Sequence[Sequence[int]], teacher: Sequence[Sequence[int]], context: Mapping[str, Any]
+) -> Result:
+    """The share of the teacher's accuracy that is kept, with its paired interval."""
+    rows = {"own": np.concatenate(own).astype(float), "teacher": np.concatenate(teacher).astype(float)}
+    resampling = Resampling()
+    found = resampling.interval(resampling.values(RETENTION, rows))
+    claim = f"accuracy retention {name} at {target}"
+    anchor = REACH.get(target, "") if context["side"] == OURS else ""
+    return Result(claim, found.value, "", len(rows["own"]), found.low, found.high, anchor, context)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
