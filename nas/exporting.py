@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.config import check_arguments
+from nas.finalists import Budget, distil_finalist
 from nas.searching import SearchBench
 from nas.workbench import Workbench
 
@@ -101,9 +102,8 @@ class Export:
     def _model(self, candidate: Candidate, name: str) -> nn.Module:
         bench = self.bench
         model = bench.finalist(candidate.subnet)
-        if bench.config["distil"] and (steps := int(bench.config["finalists"]["steps"])):
-            with bench.progress(f"Distilling {name}", steps) as bar:
-                bench.evaluator.distil(candidate.subnet, steps=steps, seed=bench.seed, progress=bar, model=model)
+        if bench.config["distil"] and (budget := Budget.of(bench.config["finalists"])):
+            distil_finalist(bench, candidate.subnet, model, name, budget)
         if bench.config["temperature"]:
             from nas.evaluation.calibration import with_fitted_temperature
 

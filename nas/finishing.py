@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from latency_models.measurement import speedup
 from nas.engine.candidates import Candidate, shown
 from nas.export.artefacts import MIXED
+from nas.finalists import Budget, distil_finalist
 from nas.reporting import make_report
 from nas.reports.data import (
     Interval,
@@ -64,6 +65,7 @@ class Finish:
         self.bench = search.bench
         self.device = search.device
         self.settings = self.bench.config["finalists"]
+        self.budget = Budget.of(self.settings)
         self.models = search.directory / "models"
 
     def run(self, found: Found) -> Report:
@@ -80,8 +82,8 @@ class Finish:
 
     def _distilled(self, chosen: Sequence[Candidate]) -> set[int]:
         """Numbers of the members that are distilled: the fastest ones but the very fastest where there are more."""
-        count = int(self.settings["distil"]) if int(self.settings["steps"]) else 0
-        if not count:
+        count = int(self.settings["distil"])
+        if not count or not self.budget:
             return set()
         samples, teacher = self.bench.task.samples, self.bench.evaluator.teacher
         with (
@@ -113,12 +115,10 @@ class Finish:
         from nas.export.export import export_candidate
 
         bench, subnet = self.bench, candidate.subnet
-        name = f"{bench.config['study']}-{index + 1}" + ("-distilled" if distilled else "")
+        name = f"{bench.config['study']}-{index + 1}"
         model = bench.finalist(subnet)
-        if distilled:
-            steps = int(self.settings["steps"])
-            with bench.progress(f"Distilling {name}", steps) as bar:
-                bench.evaluator.distil(subnet, steps=steps, seed=bench.seed, progress=bar, model=model)
+        if distilled and distil_finalist(bench, subnet, model, name, self.budget):
+            name = f"{name}-distilled"
         graph = self._graph(model, subnet)
         directory = self.models / name
         export_candidate(
