@@ -55,6 +55,8 @@ class TrainSettings:
         precision: Of the forward pass; weights stay in fp32. See `forward_precision`.
         freeze_embeddings: Whether token, position and type embeddings stay the teacher's. They are most of a small
             encoder's parameters, and a short training only disturbs the rows it happens to see.
+        quantization_aware: Whether a student of a device that computes in int8 or int4 is trained as it will compute
+            there; see `search_spaces.fake_quantize.quantization_aware`.
 
     Raises:
         ValueError: A number is out of range.
@@ -67,6 +69,7 @@ class TrainSettings:
     max_grad_norm: float = 1.0
     precision: ForwardPrecision = "auto"
     freeze_embeddings: bool = True
+    quantization_aware: bool = True
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "batch_size", "max_grad_norm"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from nas.distillation.losses import Distiller
 from nas.distillation.teacher import TeacherOutputs
 from nas.distillation.train import ForwardPrecision, TrainSettings, distil, forward_precision
 from nas.tasks.task import Outputs, Samples, Task, main_output
-from search_spaces.fake_quantize import fake_quantized
+from search_spaces.fake_quantize import fake_quantized, quantization_aware
 from search_spaces.subnet import Precision, SubnetConfig
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Evaluator:
             self.supernet.activate(judged)
             return self.score(self.supernet.model, split)
         model = self.distil(subnet, steps=steps, seed=seed, progress=progress)
-        with fake_quantized(model, [judged.blocks[index].precision for index in judged.kept]):
+        with fake_quantized(model, self._precisions(subnet)):
             return self.score(model, split)
 
     def distil(
@@ -136,19 +137,25 @@ class Evaluator:
             model: The subnet as it was extracted and perhaps refitted; trained in place. Extracted when None.
         """
         model = self.supernet.extract(subnet) if model is None else model
-        distil(
-            model,
-            self.task,
-            self.teacher,
-            self.distiller,
-            self.training,
-            steps=steps,
-            minutes=minutes,
-            seed=seed,
-            blocks=subnet.kept,
-            progress=progress,
-        )
+        with quantization_aware(model, self._precisions(subnet)) if self.training.quantization_aware else nullcontext():
+            distil(
+                model,
+                self.task,
+                self.teacher,
+                self.distiller,
+                self.training,
+                steps=steps,
+                minutes=minutes,
+                seed=seed,
+                blocks=subnet.kept,
+                progress=progress,
+            )
         return model
+
+    def _precisions(self, subnet: SubnetConfig) -> list[str]:
+        """What the device computes each of a subnet's blocks in."""
+        judged = subnet.on_device(self.device_precision)
+        return [judged.blocks[index].precision for index in judged.kept]
 
     def score(self, model: nn.Module, split: str = "validation") -> dict[str, float]:
         """Metrics of any `transformers` model of the task's kind on a split."""

@@ -20,7 +20,7 @@ from latency_models.backends.quantize_weights import quantize_int4
 from latency_models.device import Device
 from latency_models.subnet_compiler import SubnetCompiler
 from search_spaces.calibrate import calibrate
-from search_spaces.fake_quantize import fake_quantized
+from search_spaces.fake_quantize import fake_quantized, quantization_aware
 from search_spaces.library import Library
 from search_spaces.quantized import QuantizedMatrix, quantize_activations
 from search_spaces.subnet import SKIPPED, SubnetConfig
@@ -185,6 +185,49 @@ def test_plain_models_are_judged_as_if_quantised_and_left_as_they_were(supernet)
     with fake_quantized(model, ["fp32"] * subnet.depth):
         assert torch.equal(run(model), before)
     with pytest.raises(ValueError, match="one a block, but got 9"), fake_quantized(model, ["int8"] * 9):
+        pass
+
+
+def test_a_model_is_trained_as_it_will_compute_and_stays_plain(supernet):
+    subnet = supernet.space.sample(np.random.default_rng(5), 1)[0].plain.on_device("int8")
+    model = supernet.extract(subnet)
+    names = [name for name, _ in model.named_modules()]
+    parameters = {id(parameter) for parameter in model.parameters()}
+    target = run(supernet.extract(supernet.space.teacher))
+
+    def loss():
+        return (model(**BATCH).last_hidden_state - target).square().mean()
+
+    precisions = ["int8"] * subnet.depth
+    with fake_quantized(model, precisions), torch.inference_mode():
+        before = float(loss())
+    with quantization_aware(model, precisions):
+        assert float(loss().detach()) == pytest.approx(before, rel=1e-4)
+        assert {id(parameter) for parameter in model.parameters()} == parameters
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for _ in range(10):
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+    projections = [m for m in model.encoder.modules() if isinstance(m, nn.Linear)]
+    assert all(m.weight.grad is not None and m.weight.grad.abs().sum() > 0 for m in projections)
+    assert [name for name, _ in model.named_modules()] == names
+    assert not model._forward_pre_hooks
+    with fake_quantized(model, precisions), torch.inference_mode():
+        assert float(loss()) < before
+
+
+def test_gradients_pass_rounding_as_if_it_were_not_there(teacher):
+    model = copy.deepcopy(teacher)
+    linear = model.encoder.layer[0].output.dense
+    inputs = torch.randn(2, 5, linear.in_features, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with quantization_aware(model, ["int4", "fp32", "fp32"]):
+        model.encoder.layer[0].output.dense(inputs).sum().backward()
+    # Int4 rounds weights alone: their gradient is that of the exact product, the inputs' that of rounded weights.
+    assert torch.allclose(linear.weight.grad, inputs.detach().sum(dim=(0, 1)).expand_as(linear.weight), atol=1e-5)
+    rounded = QuantizedMatrix.of(linear.weight, "int4").dequantized()
+    assert torch.allclose(inputs.grad, rounded.sum(dim=0).expand_as(inputs), atol=1e-5)
+    with pytest.raises(ValueError, match="one a block, but got 9"), quantization_aware(model, ["int8"] * 9):
         pass
 
 
