@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -55,6 +55,9 @@ class TrainSettings:
         precision: Of the forward pass; weights stay in fp32. See `forward_precision`.
         freeze_embeddings: Whether token, position and type embeddings stay the teacher's. They are most of a small
             encoder's parameters, and a short training only disturbs the rows it happens to see.
+        whole_rate_at: Share of the blocks' parameters that must be gone for the whole learning rate. Below, the rate
+            falls in proportion, to a quarter at least: what is close to its teacher is led away by steps of the usual
+            length, which AdamW takes however small the gradients are. 0 gives all students the whole rate.
         quantization_aware: Whether a student of a device that computes in int8 or int4 is trained as it will compute
             there; see `search_spaces.fake_quantize.quantization_aware`.
 
@@ -69,6 +72,7 @@ class TrainSettings:
     max_grad_norm: float = 1.0
     precision: ForwardPrecision = "auto"
     freeze_embeddings: bool = True
+    whole_rate_at: float = 0.5
     quantization_aware: bool = True
 
     def __post_init__(self) -> None:
@@ -77,9 +81,16 @@ class TrainSettings:
                 raise ValueError(f"`{name}` must be > 0, but got {getattr(self, name)!r}.")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"`warmup` must be in [0, 1), but got {self.warmup!r}.")
+        if not 0 <= self.whole_rate_at <= 1:
+            raise ValueError(f"`whole_rate_at` must be in [0, 1], but got {self.whole_rate_at!r}.")
         if self.weight_decay < 0:
             raise ValueError(f"`weight_decay` must be >= 0, but got {self.weight_decay!r}.")
         forward_precision(self.precision)
+
+    def for_removal(self, removed: float) -> TrainSettings:
+        """The settings for a student from whose blocks this share of the parameters is gone."""
+        share = min(1.0, max(0.25, removed / self.whole_rate_at)) if self.whole_rate_at else 1.0
+        return replace(self, learning_rate=self.learning_rate * share)
 
 
 @dataclass(frozen=True)

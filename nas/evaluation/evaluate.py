@@ -15,11 +15,13 @@ from nas.distillation.losses import Distiller
 from nas.distillation.teacher import TeacherOutputs
 from nas.distillation.train import ForwardPrecision, TrainSettings, distil, forward_precision
 from nas.tasks.task import Outputs, Samples, Task, main_output
+from search_spaces.cost import costs
 from search_spaces.fake_quantize import fake_quantized, quantization_aware
 from search_spaces.subnet import Precision, SubnetConfig
 
 if TYPE_CHECKING:
     from nas.progress import Progress
+    from search_spaces.space import SearchSpace
 
 Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
@@ -39,6 +41,10 @@ class Elastic(Protocol):
     @property
     def model(self) -> nn.Module:
         """The model that runs the active subnet."""
+
+    @property
+    def space(self) -> SearchSpace:
+        """Its subnets."""
 
     def activate(self, subnet: SubnetConfig) -> None:
         """Make a subnet the one that runs."""
@@ -143,7 +149,7 @@ class Evaluator:
                 self.task,
                 self.teacher,
                 self.distiller,
-                self.training,
+                self._training(subnet),
                 steps=steps,
                 minutes=minutes,
                 seed=seed,
@@ -151,6 +157,12 @@ class Evaluator:
                 progress=progress,
             )
         return model
+
+    def _training(self, subnet: SubnetConfig) -> TrainSettings:
+        """The settings, with the learning rate that suits a subnet."""
+        space = self.supernet.space
+        sizes = costs(space.shape, [subnet, space.teacher]).block_parameters
+        return self.training.for_removal(1 - float(sizes[0]) / float(sizes[1]))
 
     def _precisions(self, subnet: SubnetConfig) -> list[str]:
         """What the device computes each of a subnet's blocks in."""

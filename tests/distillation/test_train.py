@@ -147,6 +147,13 @@ def test_settings(setting: dict[str, float]) -> None:
         TrainSettings(**setting)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("removed", "share"), [(0.0, 0.25), (0.1, 0.25), (0.25, 0.5), (0.5, 1.0), (0.9, 1.0)])
+def test_students_close_to_their_teacher_take_smaller_steps(removed: float, share: float) -> None:
+    settings = TrainSettings(learning_rate=4e-4)
+    assert settings.for_removal(removed).learning_rate == pytest.approx(4e-4 * share)
+    assert TrainSettings(learning_rate=4e-4, whole_rate_at=0).for_removal(removed).learning_rate == 4e-4
+
+
 def test_half_precision_trains_weights_in_fp32(embedding: SentenceEmbedding, teacher: TeacherOutputs) -> None:
     model = disturbed(embedding)
     settings = TrainSettings(learning_rate=3e-3, batch_size=8, precision="bf16")
