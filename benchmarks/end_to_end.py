@@ -20,7 +20,8 @@ from typing import Any
 import common
 import numpy as np
 from common import Result
-from end_to_end_sides import DROPPED, HALF, OURS, PRUNED, RANDOM, SVD, UNIFORM, Comparison, Entry
+from end_to_end_chart import draw, table
+from end_to_end_sides import AS_IS, DROPPED, HALF, INT8, OURS, PRUNED, RANDOM, SVD, UNIFORM, Comparison, Entry
 
 from nas.searching import SearchBench
 from nas.workbench import Workbench
@@ -57,6 +58,9 @@ def main() -> int:
     rows = list(results(entries, context))
     common.show(rows)
     print(common.write("end_to_end_quick" if options.quick else "end_to_end", rows, path))
+    print("\n".join(table(rows)))
+    if not options.quick:
+        draw(rows, common.ROOT / "docs" / "img" / "end_to_end.png")
     return 0
 
 
@@ -72,11 +76,12 @@ def compete(data: Path, options: Any) -> dict[int, list[Entry]]:
     for target in targets:
         sides += rivals(compare, target, lambda: searched_at_random(data, options, trials))
     entries = [compare.entry(*side) for side in sides]
+    entries.append(compare.entry(INT8, AS_IS, compare.quantised_teacher, steps=0))
     compare.measure(entries)
     seeds = {int(path.stem.split("_")[-2]) for path in compare.folder.glob(f"*_{options.steps}.json")}
     others = {seed: Comparison(search, options.steps, seed, compare.folder) for seed in seeds - {options.seed}}
     read = {
-        seed: [Entry.read(p) for s, t, _ in sides if (p := other.path(s, t)).is_file()]
+        seed: [Entry.read(path) for e in entries if (path := other.path(e.side, e.target)).is_file()]
         for seed, other in others.items()
     }
     return {options.seed: entries, **read}
@@ -109,12 +114,14 @@ def results(found: dict[int, list[Entry]], context: dict[str, Any]) -> Iterator[
             groups.setdefault((entry.side, entry.target), []).append(entry)
     context = {**context, "seeds": sorted(found)}
     for (side, target), entries in groups.items():
-        own = {**context, "side": side, "measured ms": mean(entry.latency_ms for entry in entries)}
+        own = {**context, "side": side, "target": target, "measured ms": mean(entry.latency_ms for entry in entries)}
         if target == HALF:
             yield row(f"cosine at {HALF}, untrained", [e.untrained for e in entries], "untrained", "fp32", own)
-        precision = "fp32" if target == HALF else "int8"
-        claim = f"{HALF}, distilled" if target == HALF else f"{target} int8 teacher"
-        yield row(f"cosine at {claim}", [e.metrics[precision] for e in entries], target, precision, own)
+            yield row(f"cosine at {HALF}, distilled", [e.metrics["fp32"] for e in entries], HALF, "fp32", own)
+        claim = {HALF: f"{HALF}, distilled, int8", AS_IS: INT8}.get(target, f"{target} int8 teacher")
+        yield row(
+            f"cosine at {claim}", [e.metrics["int8"] for e in entries], "" if target == HALF else target, "int8", own
+        )
     for (side, target), entries in groups.items():
         own = {**context, "side": side, "target": target}
         ratios = [entry.speedup for entry in entries]
@@ -131,7 +138,8 @@ def row(
     cosines = [each["cosine"] for each in metrics]
     beside = {name: round(mean(each[name] for each in metrics), 4) for name in ("recall", "spearman")}
     own = {**context, "precision": precision, **beside}
-    return Result(claim, mean(cosines), "", len(cosines), min(cosines), max(cosines), REACH[target], own)
+    reach = REACH.get(target, "") if context["side"] == OURS else ""
+    return Result(claim, mean(cosines), "", len(cosines), min(cosines), max(cosines), reach, own)
 
 
 def mean(values: Any) -> float:

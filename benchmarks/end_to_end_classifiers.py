@@ -24,7 +24,7 @@ import common
 import numpy as np
 from common import Result
 from end_to_end import searched_by
-from end_to_end_sides import DROPPED, OURS, Comparison, Entry
+from end_to_end_sides import AS_IS, DROPPED, INT8, OURS, Comparison, Entry
 from report_card import task_options
 from teachers import teacher_of
 
@@ -33,7 +33,6 @@ from nas.evaluation.metrics import ratio_of
 
 NAMES = ("trec", "movie_sentiment")
 TARGETS = ("2.5x", "4x")
-INT8 = "int8 alone"
 REACH = {"2.5x": ">= .99, lower bound >= .98", "4x": ">= .97, lower bound >= .955"}
 RETENTION = ratio_of("retention", "own", "teacher")
 POOLED = "pooled"
@@ -77,9 +76,8 @@ def compete(name: str, data: Path, options: Any) -> tuple[list[Entry], list[int]
     makers: dict[str, Callable[[str], Entry]] = {OURS: lambda target: compare.ours(target, found)}
     makers[DROPPED] = compare.dropped_layers
     wanted = [(side, target, partial(make, target)) for side, make in makers.items() for target in TARGETS]
-    whole = search.bench.space.teacher
     entries = [compare.entry(*each) for each in wanted]
-    entries.append(compare.entry(INT8, "as it is", lambda: Entry(INT8, "as it is", whole, search.bench.teacher), 0))
+    entries.append(compare.entry(INT8, AS_IS, compare.quantised_teacher, steps=0))
     compare.measure(entries)
     return entries, compare.teacher_hits()
 

@@ -26,6 +26,8 @@ from nas.searching import SearchBench
 from search_spaces.subnet import SKIPPED, BlockConfig, SubnetConfig
 
 HALF = "50% encoder parameters"
+AS_IS = "as it is"  # No target: the teacher, quantised.
+INT8 = "int8 alone"
 OURS, RANDOM = "ours", "ours, random search"
 UNIFORM, DROPPED, SVD = "uniform, calibrated like ours", "layers dropped", "truncated SVD"
 PRUNED = {"taylor": "Torch-Pruning taylor", "l2": "Torch-Pruning l2"}
@@ -169,6 +171,10 @@ class Comparison:
             if able([subnet])[0]:
                 break
         return Entry(SVD, target, subnet, model)
+
+    def quantised_teacher(self) -> Entry:
+        """What int8 does without us."""
+        return Entry(INT8, AS_IS, self.bench.space.teacher, self.bench.teacher)
 
     # -- judging ----------------------------------------------------------------------------------------------------
 
