@@ -81,12 +81,25 @@ def write(name: str, results: Sequence[Result], output: Path | None = None) -> P
     return path
 
 
-def merged(name: str, results: Sequence[Result], output: Path | None = None) -> list[Result]:
-    """Results of a run of some parts, and those that an earlier run wrote of the others."""
+def merged(
+    name: str, results: Sequence[Result], output: Path | None = None, replaced: tuple[str, ...] = ()
+) -> list[Result]:
+    """Results of a run of some parts, and those that an earlier run wrote of the others.
+
+    Args:
+        name: Of the file.
+        results: The new ones.
+        output: Another file.
+        replaced: How claims begin of which nothing earlier is kept.
+    """
     path = output or RESULTS / f"{name}.json"
     earlier = [Result(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
     fresh = {result.claim: result for result in results}
-    kept = [fresh.pop(result.claim, result) for result in earlier]
+    kept = [
+        fresh.pop(result.claim, result)
+        for result in earlier
+        if result.claim in fresh or not result.claim.startswith(replaced)
+    ]
     return [*kept, *fresh.values()]
 
 

@@ -30,6 +30,7 @@ from teachers import teacher_of
 
 from nas.evaluation.intervals import Resampling
 from nas.evaluation.metrics import ratio_of
+from nas.searching import SearchBench
 
 NAMES = ("trec", "movie_sentiment")
 TARGETS = ("2.5x", "4x")
@@ -69,17 +70,20 @@ def compete(name: str, data: Path, options: Any) -> tuple[list[Entry], list[int]
     """All sides on one task, ours first, and which test samples the fp32 teacher gets right."""
     teacher_of(name, data)
     task = [*task_options(name, data), f"model.path={data / f'minilm_{name}'}", "distiller=logits"]
-    trials = f"search.num_trials={options.trials}"
-    search = searched_by(options.root, f"{name}_{options.seed}", *task, trials, f"seed={options.seed}")
-    found = search.run().candidates
-    compare = Comparison(search, options.steps, options.seed, options.root / name, whole=True)
-    makers: dict[str, Callable[[str], Entry]] = {OURS: lambda target: compare.ours(target, found)}
+    searched = partial(as_study, options.root, name, task)
+    compare = Comparison(searched, options.trials, options.steps, options.seed, options.root / name, whole=True)
+    makers: dict[str, Callable[[str], Entry]] = {OURS: compare.ours}
     makers[DROPPED] = compare.dropped_layers
     wanted = [(side, target, partial(make, target)) for side, make in makers.items() for target in TARGETS]
     entries = [compare.entry(*each) for each in wanted]
     entries.append(compare.entry(INT8, AS_IS, compare.quantised_teacher, steps=0))
     compare.measure(entries)
     return entries, compare.teacher_hits()
+
+
+def as_study(root: Path, name: str, task: Sequence[str], study: str, *overrides: str) -> SearchBench:
+    """A search of one of the tasks' studies."""
+    return searched_by(root, f"{name}_{study}", *task, *overrides)
 
 
 def results(sides: Mapping[str, Sequence[Entry]], teachers: Hits, context: Mapping[str, Any]) -> Iterator[Result]:

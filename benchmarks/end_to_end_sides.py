@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -69,16 +69,21 @@ class Comparison:
     """All sides on one search's workbench.
 
     Args:
-        search: Ours, on the int8 device.
+        searched: Makes a search on the int8 device, of a study's name and overrides.
+        trials: Evaluations of every search.
         steps: Of distillation, for every side.
-        seed: Of distillation.
+        seed: Of searches and distillation.
         folder: Where finished entries are kept: a run that was broken off goes on behind them.
         whole: Whether the teacher that latencies are held against is the fp32 one; else the int8 one.
     """
 
-    def __init__(self, search: SearchBench, steps: int, seed: int, folder: Path, *, whole: bool = False) -> None:
-        self.search, self.bench, self.steps, self.seed = search, search.bench, steps, seed
-        self.folder, self.whole = folder, whole
+    def __init__(
+        self, searched: Callable[..., SearchBench], trials: int, steps: int, seed: int, folder: Path, *,
+        whole: bool = False,
+    ) -> None:  # fmt: skip
+        self.searched, self.trials, self.steps, self.seed = searched, trials, steps, seed
+        self.search = searched(f"device_{seed}", f"seed={seed}")
+        self.bench, self.folder, self.whole = self.search.bench, folder, whole
         folder.mkdir(parents=True, exist_ok=True)
         self.calibration = list(self.bench.task.batches("calibration", 32))
         shape = self.bench.space.shape
@@ -88,20 +93,38 @@ class Comparison:
         """Predicted int8 latencies, in ms."""
         return self.search.device.fitted.predictor.predict(subnets).value
 
-    def fits(self, target: str) -> Callable[[Sequence[SubnetConfig]], Any]:
-        """Which subnets meet a target, as an array of bool."""
+    def fits(self, target: str, margin: float = MARGIN) -> Callable[[Sequence[SubnetConfig]], Any]:
+        """Which subnets are expected to meet a target, as an array of bool."""
+
+        def able(subnets: Sequence[SubnetConfig]) -> Any:
+            if target == HALF:
+                return self._parameters(subnets) <= self.half
+            limit = float(self.latency([self.bench.space.teacher])[0]) * self.share(target) / margin
+            return self.latency(subnets) <= limit * (1 + 1e-9)
+
+        return able
+
+    def share(self, target: str) -> float:
+        """Of the int8 teacher's latency that a target permits."""
+        return self.slower / float(target.removesuffix("x"))
+
+    @property
+    def half(self) -> int:
+        """Parameters of the whole model with half of the blocks': half of all heads and neurons leave some biases."""
+        other = int(self.bench.space.shape.other_parameters)
+        return other + int(0.502 * (int(self._parameters([self.bench.space.teacher])[0]) - other))
+
+    def _parameters(self, subnets: Sequence[SubnetConfig]) -> Any:
         from search_spaces.cost import costs
 
-        shape, teacher = self.bench.space.shape, self.bench.space.teacher
+        return costs(self.bench.space.shape, subnets, self.bench.workload).parameters
 
-        def size(subnets: Sequence[SubnetConfig]) -> Any:
-            if target != HALF:
-                return self.latency(subnets) * float(target.removesuffix("x")) * MARGIN
-            return costs(shape, subnets, self.bench.workload).parameters - float(shape.other_parameters)
-
-        # Half of all heads and neurons leave the biases of what writes the stream: .5013 of the blocks.
-        limit = float(size([teacher])[0]) * 0.502 if target == HALF else float(self.latency([teacher])[0]) * self.slower
-        return lambda subnets: size(subnets) <= limit * (1 + 1e-9)
+    def meets(self, target: str, subnet: SubnetConfig) -> bool:
+        """Whether a subnet of the supernet is measured to meet a target."""
+        if target == HALF:
+            return True
+        measured = speedup(next(iter(self._measured([quantize_int8(self.search.device.graph(subnet))])))[1])
+        return measured is not None and measured.value >= float(target.removesuffix("x"))
 
     @cached_property
     def slower(self) -> float:
@@ -115,13 +138,24 @@ class Comparison:
 
     # -- sides ------------------------------------------------------------------------------------------------------
 
-    def ours(self, target: str, candidates: Iterable[Any], side: str = "ours") -> Entry:
-        """The best evaluated subnet that meets the target, refitted as a whole."""
-        able = self.fits(target)
-        quality = self.bench.task.quality
-        found = [c for c in candidates if able([c.subnet])[0]]
-        best = max(found, key=lambda candidate: candidate.metrics[quality])
+    def ours(self, target: str, side: str = OURS, *overrides: str) -> Entry:
+        """The best of a search for this target that is measured to meet it, refitted as a whole."""
+        latency = 0.95 if target == HALF else self.share(target)
+        wanted = ["objectives=quality_under_latency", f"objectives.constraints.latency_ms={latency}x"]
+        # The limit is where half of all subnets meet it; which of them do is measured.
+        wanted += ["objectives.confidence=0.01", f"search.num_trials={self.trials}", f"seed={self.seed}"]
+        wanted += [f"+objectives.constraints.parameters={self.half}"] * (target == HALF)
+        name = re.sub(r"[^a-z0-9.]+", "_", f"{side} {target}".lower())
+        found = self.searched(f"{name}_{self.seed}", *wanted, *overrides).run().candidates
+        able, quality = self.fits(target, 1.0), self.bench.task.quality
+        ranked = sorted((c for c in found if able([c.subnet])[0]), key=lambda c: -c.metrics[quality])
+        best = next(candidate for candidate in ranked if self.meets(target, candidate.subnet))
         return Entry(side, target, best.subnet, self.bench.finalist(best.subnet))
+
+    def at_random(self, target: str) -> Entry:
+        """The same search without our sampler and starts."""
+        plain = ("sampler=random", "search.sensitivity_evaluations=0", "search.uniform_starts=0")
+        return self.ours(target, RANDOM, *plain)
 
     def uniform(self, target: str) -> Entry:
         """The largest of the uniform subnets that meet the target: no search."""

@@ -57,7 +57,7 @@ def main() -> int:
         for card in cards:
             results += figures(card, {**context, "model": card.name})
         # After each of the data sets: what was measured is kept when a later one fails.
-        results = common.merged(file, results, options.output)
+        results = common.merged(file, results, options.output, (f"{name}, ", f"{name}: "))
         path = common.write(file, results, options.output)
     common.show(results)
     print(path)
