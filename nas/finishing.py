@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,16 +113,25 @@ class Finish:
         return self.device.graph(self.bench.space.teacher)
 
     def _member(self, index: int, candidate: Candidate, *, distilled: bool) -> Member:
-        from nas.export.export import export_candidate
-
         bench, subnet = self.bench, candidate.subnet
         name = f"{bench.config['study']}-{index + 1}"
         model = bench.finalist(subnet)
         if distilled and distil_finalist(bench, subnet, model, name, self.budget):
             name = f"{name}-distilled"
-        graph = self._graph(model, subnet)
         directory = self.models / name
-        export_candidate(
+        self._export(model, subnet, name, directory)
+        predicted = candidate.predicted.get("latency_ms")
+        interval = Interval(*predicted) if predicted else None
+        return self._described(name, "front", subnet, directory, interval, model)
+
+    def _export(self, model: Any, subnet: SubnetConfig, name: str, directory: Path) -> None:
+        """Write a folder, in fp32 alone where the model does not bear quantisation: the other members are not lost."""
+        from nas.export.export import export_candidate
+        from nas.export.verify import ExportError
+
+        bench, graph = self.bench, self._graph(model, subnet)
+        written = partial(
+            export_candidate,
             model,
             subnet,
             bench.space.shape,
@@ -129,12 +139,13 @@ class Finish:
             directory,
             name=name,
             teacher=str(bench.config["model"]["path"]),
-            precisions=PRECISIONS,
             graph=graph,
         )
-        predicted = candidate.predicted.get("latency_ms")
-        interval = Interval(*predicted) if predicted else None
-        return self._described(name, "front", subnet, directory, interval, model)
+        try:
+            written(precisions=PRECISIONS)
+        except ExportError as error:
+            bench.say(f"{error} So {name} is exported in fp32 alone.")
+            written(precisions=("fp32",))
 
     def _graph(self, model: Any, subnet: SubnetConfig) -> Any:
         """A finalist's graph cut out of the template, or None where it must be exported."""
@@ -158,7 +169,8 @@ class Finish:
 
         bench = self.bench
         mixed = subnet != subnet.plain and bench.device.backend == "onnxruntime"
-        graphs = {name: directory / GRAPHS[name] for name in (*PRECISIONS, *([MIXED] if mixed else []))}
+        names = (*PRECISIONS, *([MIXED] if mixed else []))
+        graphs = {name: file for name in names if (file := directory / GRAPHS[name]).is_file()}
         teacher, threads = bench.evaluator.teacher, bench.device.threads
         # In fp32, as exported: a search may compare candidates in whatever precision is fastest.
         metrics = {"fp32": evaluate_model(model, bench.task, teacher, "test")}

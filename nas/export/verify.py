@@ -41,7 +41,7 @@ class Tolerances:
     Args:
         difference: Largest absolute difference of an fp32 output, relative to the output's largest absolute value.
         half_difference: The same of fp16.
-        int8_cosine: Smallest mean cosine between outputs of an int8 artefact and of the fp32 model.
+        int8_cosine: Smallest cosine between all outputs of an int8 artefact and of the fp32 model.
         low_cosine: The same where scales were found in advance, or weights have four bits.
     """
 
@@ -102,13 +102,15 @@ def absolute_difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(np.abs(found.astype(np.float64) - expected).max(initial=0.0))
 
 
-def mean_cosine(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Mean cosine of the last axis' vectors; NaN where shapes differ."""
+def whole_cosine(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Cosine of all values as one vector; NaN where shapes differ.
+
+    So samples count by the length of their outputs: which way the logits of a classifier in doubt point says nothing.
+    """
     if found.shape != expected.shape:
         return float("nan")
-    a, b = (array.reshape(-1, array.shape[-1]).astype(np.float64) for array in (found, expected))
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(np.mean((a * b).sum(axis=1) / np.maximum(norms, 1e-30)))
+    a, b = (array.reshape(-1).astype(np.float64) for array in (found, expected))
+    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))
 
 
 def check_artefact(path: Path, artefact: Artefact, reference: Reference, limit: float) -> list[Check]:
@@ -118,7 +120,7 @@ def check_artefact(path: Path, artefact: Artefact, reference: Reference, limit: 
 
     provider = "cuda" if artefact.backend == "tensorrt" else "cpu"
     backend = make_backend(Device(artefact.backend, artefact.backend, provider=provider))
-    compare = mean_cosine if artefact.rule == "cosine" else scaled_difference
+    compare = whole_cosine if artefact.rule == "cosine" else scaled_difference
     checks = []
     for inputs, expected in zip(reference.inputs, reference.outputs, strict=True):
         outputs = backend.compile(str(path), inputs).outputs()

@@ -20,10 +20,10 @@ from nas.export.verify import (
     Check,
     ExportError,
     Tolerances,
-    mean_cosine,
     run_part,
     scaled_difference,
     verify,
+    whole_cosine,
 )
 from search_spaces.checkpoint import load_subnet
 from tests.export.conftest import Exported
@@ -214,8 +214,11 @@ def test_references_round_trip(reference: Reference, tmp_path: Path) -> None:
 def test_differences_are_relative_to_the_outputs_scale() -> None:
     assert scaled_difference(np.array([100.0, 1.01]), np.array([100.0, 1.0])) == pytest.approx(1e-4)
     assert scaled_difference(np.zeros(2), np.zeros(3)) == float("inf")
-    assert np.isnan(mean_cosine(np.zeros((1, 2)), np.zeros((1, 3))))
-    assert mean_cosine(np.array([[1.0, 0.0]]), np.array([[2.0, 0.0]])) == pytest.approx(1.0)
+    assert np.isnan(whole_cosine(np.zeros((1, 2)), np.zeros((1, 3))))
+    assert whole_cosine(np.array([[1.0, 0.0]]), np.array([[2.0, 0.0]])) == pytest.approx(1.0)
+    doubt, sure = [0.01, -0.01], [3.0, -3.0]
+    assert whole_cosine(np.array([doubt, sure]), np.array([doubt[::-1], sure])) > 0.999
+    assert whole_cosine(np.array([sure[::-1], sure]), np.array([sure, sure])) == pytest.approx(0.0)
 
 
 def test_nan_never_passes() -> None:
