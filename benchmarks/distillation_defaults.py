@@ -3,10 +3,11 @@
 MiniLM without labels on movie sentences: a calibrated subnet with half of the encoder's parameters (6 heads, FFN 768 in
 every block) is distilled for 60 or 120 steps and judged on 1,000 validation sentences. Then the same for a classifier:
 MiniLM fine-tuned on TREC questions. Settings that an earlier run measured on the same machine are kept (`--fresh`
-measures everything again), so that the study can be run in pieces.
+measures everything again), so that the study can be run in pieces, also some losses by name.
 
     python benchmarks/distillation_defaults.py --quick          # the defaults and their neighbours
     python benchmarks/distillation_defaults.py --minutes 30
+    python benchmarks/distillation_defaults.py --only relations
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from nas.distillation.teacher import TeacherOutputs
 from nas.distillation.train import TrainSettings, distil
 from nas.evaluation.evaluate import Evaluator
 from nas.progress import Progress
+from nas.tasks.attention import ATTENTION
 from nas.tasks.data import TextData
 from nas.tasks.task import Task
 from nas.tasks.text import SentenceEmbedding, TextClassification
@@ -80,6 +82,10 @@ def settings(*, quick: bool) -> list[Setting]:
         {"embedding": 1.0, "hidden_states": 1.0},
         {"embedding": 1.0, "hidden": 1.0, "similarity": 0.03},
         {"embedding": 1.0, "hidden": 1.0, "similarity": 1.0},
+        {"embedding": 1.0, "hidden": 1.0, "relations": 0.1},
+        {"embedding": 1.0, "hidden": 1.0, "relations": 1.0},
+        {"embedding": 1.0, "hidden": 1.0, "relations": 1.0, "relation_heads": 1},
+        {"embedding": 1.0, "hidden_states": 1.0, "relations": 1.0},
     ]
     changes: list[dict[str, Any]] = [
         {"batch_size": 16},
@@ -121,6 +127,7 @@ def classifier_settings() -> list[Setting]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = common.parser(__doc__)
     parser.add_argument("--minutes", type=float, default=60.0, help="stop before a setting that begins later")
+    parser.add_argument("--only", default="", metavar="TEXT", help="measure only losses whose name has this in it")
     parser.add_argument("--fresh", action="store_true", help="measure again what an earlier run measured")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -131,7 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [] if options.fresh or not output.is_file() else [Result(**row) for row in json.loads(output.read_text())]
     # Another processor or other versions give other figures.
     rows = [row for row in rows if row.context["machine"] == machine]
-    wanted = {key(setting.context()): setting for setting in settings(quick=options.quick)}
+    chosen = [found for found in settings(quick=options.quick) if options.only in found.context()["loss"]]
+    wanted = {key(setting.context()): setting for setting in chosen}
     missing = {name: setting for name, setting in wanted.items() if name not in {key(row.context) for row in rows}}
     started = time.monotonic()
     with Progress("Distilling", len(missing)) as bar:
@@ -173,7 +181,7 @@ def bench(task: Task, cache: Path, name: str) -> Bench:
     path = cache / f"{NAME}-{name}-{space.fingerprint}.safetensors"
     if not path.is_file():
         calibrate(model, list(task.batches("calibration", 32)), space).save(path)
-    teacher = TeacherOutputs(task, {"hidden", "hidden_states"} if name == "movie" else {"hidden"}, cache)
+    teacher = TeacherOutputs(task, {"hidden", "hidden_states", *ATTENTION} if name == "movie" else {"hidden"}, cache)
     return Bench(task, Supernet(model, Library.load(path), space), teacher)
 
 

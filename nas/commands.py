@@ -68,6 +68,7 @@ def train(config: DictConfig) -> None:
 
     bench = Workbench(plain(config))
     settings = bench.config["train"]
+    bench.distiller.check(bench.task, narrower=bench.space.narrower)
     with bench.progress("Training the supernet", int(settings["steps"])) as bar:
         trained = train_supernet(bench.supernet, bench.library, bench.evaluator, settings, bench.seed, bar)
     path = bench.library_path.with_suffix(".trained.safetensors")

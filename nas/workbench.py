@@ -218,7 +218,7 @@ class Workbench:
             ValueError: The task does not give what it reads.
         """
         distiller: Distiller = build(self.config["distiller"])
-        distiller.check(self.task, narrower=self.space.narrower)
+        distiller.check(self.task)
         return distiller
 
     @cached_property

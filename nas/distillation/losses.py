@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 
+from nas.distillation.relations import relation_difference
+from nas.tasks.attention import ATTENTION
 from nas.tasks.next_token import NEXT_TOKEN, log_likelihoods, log_probabilities
 
 if TYPE_CHECKING:
@@ -16,15 +18,16 @@ if TYPE_CHECKING:
 
     from nas.tasks.task import Task
 
-_OUTPUT = {
-    "logits": "logits",
-    "label_logits": "label_logits",
-    "scores": "scores",
-    "next_token": "next_token",
-    "embedding": "embedding",
-    "similarity": "embedding",
-    "hidden": "hidden",
-    "hidden_states": "hidden_states",
+_OUTPUTS = {
+    "logits": ("logits",),
+    "label_logits": ("label_logits",),
+    "scores": ("scores",),
+    "next_token": ("next_token",),
+    "embedding": ("embedding",),
+    "similarity": ("embedding",),
+    "hidden": ("hidden",),
+    "hidden_states": ("hidden_states",),
+    "relations": ATTENTION,
 }
 
 
@@ -44,13 +47,19 @@ class Distiller:
             (Park et al. 2019, arXiv 1904.05068, with cosines in place of distances).
         hidden: Weight of the squared difference of last hidden states, as a share of the teacher's variance.
         hidden_states: The same after every block (Jiao et al. 2020, arXiv 1909.10351); a student's block learns from
-            the teacher's block of the same index.
+            the teacher's block of the same index. Where its residual stream is narrower, through a projection that is
+            trained with it: see `nas.distillation.projections`.
+        relations: Weight of the Kullback-Leibler divergence from the teacher's to the student's self-attention
+            relations (MiniLMv2, Wang et al. 2021, arXiv 2012.15828), of queries, keys and values added up, in each
+            side's last block that has attention. What follows that attention learns nothing from it.
+        relation_heads: Into how many heads queries, keys and values are split for it, however many the models have;
+            where this does not divide the widths of both sides, the largest smaller number that does.
         labels: Weight of the loss on true labels: cross-entropy, binary cross-entropy or squared error; of a language
             model, on the tokens that came.
         temperature: Softens the logits of both sides.
 
     Raises:
-        ValueError: A weight is negative, all are 0, or the temperature is not positive.
+        ValueError: A weight is negative, all are 0, the temperature is not positive, or there is no relation head.
     """
 
     logits: float = 0.0
@@ -61,6 +70,8 @@ class Distiller:
     similarity: float = 0.0
     hidden: float = 0.0
     hidden_states: float = 0.0
+    relations: float = 0.0
+    relation_heads: int = 12
     labels: float = 0.0
     temperature: float = 1.0
 
@@ -70,10 +81,12 @@ class Distiller:
             if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
                 raise ValueError(f"`{field.name}` must be a number >= 0, but got {value!r}.")
         if not any((self.labels, *self._weights().values())):
-            names = ", ".join(f"`{name}`" for name in (*_OUTPUT, "labels"))
+            names = ", ".join(f"`{name}`" for name in (*_OUTPUTS, "labels"))
             raise ValueError(f"at least one of {names} must be > 0, but all are 0.")
         if self.temperature == 0:
             raise ValueError("`temperature` must be > 0, but got 0.")
+        if not isinstance(self.relation_heads, int) or self.relation_heads < 1:
+            raise ValueError(f"`relation_heads` must be a whole number >= 1, but got {self.relation_heads!r}.")
 
     @classmethod
     def default(cls, task: Task) -> Distiller:
@@ -81,35 +94,38 @@ class Distiller:
         given = set(task.deployed.values())
         if "embedding" in given:
             return cls(embedding=1.0, hidden=1.0)
-        return cls(**{name: 1.0 for name in ("logits", "label_logits", "scores", NEXT_TOKEN) if name in given})
+        weights: dict[str, Any] = {n: 1.0 for n in ("logits", "label_logits", "scores", NEXT_TOKEN) if n in given}
+        return cls(**weights)
 
     @property
     def needs(self) -> frozenset[str]:
         """Names of the teacher's outputs that the loss reads."""
-        return frozenset(_OUTPUT[name] for name, weight in self._weights().items() if weight)
+        return frozenset(output for name, weight in self._weights().items() if weight for output in _OUTPUTS[name])
 
     def check(self, task: Task, narrower: Sequence[int] = ()) -> None:
         """See that the task and its students give what the loss reads.
 
         Args:
             task: The task.
-            narrower: Hidden sizes of students that are below their teacher's. What such a student gives in the end has
-                its teacher's size again, but its blocks' states have not.
+            narrower: Hidden sizes below the teacher's of subnets that are trained together, inside a supernet. What
+                such a student gives in the end has its teacher's size again, but its blocks' states have not, and
+                only a student that is distilled by itself has projections for them.
 
         Raises:
             ValueError: It does not.
         """
-        given = {"hidden", "hidden_states", *task.deployed.values()}
+        given = {"hidden", "hidden_states", *ATTENTION, *task.deployed.values()}
         for name, weight in self._weights().items():
-            if weight and _OUTPUT[name] not in given:
+            if weight and not given.issuperset(_OUTPUTS[name]):
                 raise ValueError(
-                    f"distiller: `{name}` needs {_OUTPUT[name]}, which a {task.kind} task does not give (it gives "
+                    f"distiller: `{name}` needs {_OUTPUTS[name][0]}, which a {task.kind} task does not give (it gives "
                     f"{', '.join(sorted(given))}); choose another, e.g. distiller=logits."
                 )
         if self.hidden_states and narrower:
             raise ValueError(
-                "distiller: `hidden_states` must be 0 where subnets have another hidden size than their teacher "
-                f"({', '.join(map(str, narrower))}), whose blocks' states cannot be compared; use `hidden`."
+                "distiller: `hidden_states` must be 0 where a supernet is trained, some of whose subnets have another "
+                f"hidden size than their teacher ({', '.join(map(str, narrower))}): their blocks' states cannot be "
+                "compared; use `hidden`."
             )
         if self.labels and NEXT_TOKEN not in given and task.samples.labels("train") is None:
             raise ValueError("distiller: `labels` must be 0 for a task without labels.")
@@ -145,16 +161,21 @@ class Distiller:
         if self.hidden:
             terms.append(self.hidden * state_difference(student["hidden"], teacher["hidden"], mask))
         if self.hidden_states:
-            own, other = student["hidden_states"], teacher["hidden_states"]
-            if blocks is not None:
-                other = other[list(blocks)]
-            terms.append(self.hidden_states * state_difference(own, other, mask))
+            other = of_blocks(teacher["hidden_states"], blocks)
+            terms.append(self.hidden_states * state_difference(student["hidden_states"], other, mask))
+        if self.relations:
+            terms.append(self.relations * relation_difference(student, teacher, mask, self.relation_heads))
         if self.labels:
             terms.append(self.labels * label_loss(student, batch.get("labels")))
         return torch.stack(terms).sum()
 
     def _weights(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in _OUTPUT}
+        return {name: getattr(self, name) for name in _OUTPUTS}
+
+
+def of_blocks(states: Tensor, blocks: Sequence[int] | None) -> Tensor:
+    """The teacher's states ``(blocks, ...)`` that a student which has these of its blocks is compared with."""
+    return states if blocks is None else states[list(blocks)]
 
 
 def softened_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

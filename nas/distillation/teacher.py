@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nas.tasks.attention import ATTENTION
 from nas.tasks.cache import Arrays, cached_arrays, content_key
 from nas.tasks.next_token import NEXT_TOKEN, questions
 from nas.tasks.task import Samples, Task, main_output
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 # Raise it when the same inputs come to be stored differently: older caches are then left alone.
 _FORMAT = "1"
-_PER_TOKEN = ("hidden", "hidden_states")
+_PER_TOKEN = ("hidden", "hidden_states", *ATTENTION)
 
 
 class TeacherOutputs:
@@ -38,7 +39,8 @@ class TeacherOutputs:
 
     Args:
         task: Gives the samples and the meaning of outputs.
-        names: Outputs to keep beyond the task's main one: ``hidden``, ``hidden_states`` (see `Task.outputs`).
+        names: Outputs to keep beyond the task's main one: ``hidden``, ``hidden_states``, ``queries``, ``keys``,
+            ``values`` (see `Task.outputs`).
         directory: Where outputs are kept between runs; None keeps them in a temporary folder for as long as this
             object lives.
         model: The teacher; by default the task's own model, loaded when there is something to compute. It must not be

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from nas.distillation.losses import Distiller
+from nas.distillation.projections import Projections, fit_projections, narrower, parts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,6 +119,9 @@ def distil(
 ) -> Trained:
     """Train a model in place on the teacher's stored outputs; dropout stays off.
 
+    Where its residual stream is narrower than the teacher's, projections that compare the two are trained with it and
+    forgotten: the model stays as plain as it was.
+
     Args:
         model: The student, a `transformers` model of the task's kind.
         task: Gives samples and outputs.
@@ -136,20 +141,24 @@ def distil(
     """
     training = training or TrainSettings()
     _check(task, teacher, distiller, steps, minutes)
+    compared = _Comparison(model, task, teacher, training.precision, split)
     parameters = _trainable(model, freeze_embeddings=training.freeze_embeddings)
-    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True)
     losses: list[float] = []
     started = time.monotonic()
     # Evaluation mode all along: a student that must imitate exact outputs is only disturbed by dropout.
     model.eval()
     try:
+        compared = compared.projected(distiller.needs, task.samples.shuffled(split, training.batch_size, seed), blocks)
+        parameters += [] if compared.projections is None else [*compared.projections.parameters()]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
+        )
         for rows in task.samples.shuffled(split, training.batch_size, seed):
             spent = _spent(len(losses), started, steps, minutes)
             if spent >= 1:
                 break
             _set_learning_rate(optimizer, training, spent, len(losses), steps)
-            outputs, targets, batch = _outputs(model, task, teacher, distiller, training.precision, split, rows)
-            loss = distiller(outputs, targets, batch, blocks)
+            loss = distiller(*compared.outputs(distiller.needs, rows), blocks)
             losses.append(loss.item())
             _descend(optimizer, loss, parameters, training, len(losses))
             if progress is not None:
@@ -179,27 +188,63 @@ def _descend(
     optimizer.step()
 
 
-def _outputs(
-    model: nn.Module,
-    task: Task,
-    teacher: TeacherOutputs | None,
-    distiller: Distiller,
-    precision: ForwardPrecision,
-    split: str,
-    rows: NDArray[np.int64],
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """What the student says of some samples, what the teacher said, and the samples with their labels."""
-    wanted = distiller.needs
-    if teacher is not None and wanted:
-        batch, targets = teacher.inputs(split, rows), teacher.batch(split, rows)
-    else:
-        batch, targets = dict(task.samples.batch(split, rows)), {}
-    with forward_precision(precision):
-        outputs = {name: value.float() for name, value in task.outputs(model, batch, wanted).items()}
-    # Only now: among its inputs, labels would make the model compute a loss of its own.
-    if (labels := task.samples.labels(split)) is not None:
-        batch["labels"] = torch.from_numpy(labels[rows])
-    return outputs, targets, batch
+@dataclass(frozen=True)
+class _Comparison:
+    """A student, and what its teacher said of the same samples.
+
+    Args:
+        model: The student.
+        task, teacher, split: As of `distil`.
+        precision: Of the student's forward pass.
+        projections: What brings its states to the teacher's width, where its residual stream is narrower.
+    """
+
+    model: nn.Module
+    task: Task
+    teacher: TeacherOutputs | None
+    precision: ForwardPrecision
+    split: str
+    projections: Projections | None = None
+
+    def outputs(
+        self, wanted: Collection[str], rows: NDArray[np.int64]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """What the student says of some samples, what the teacher said, and the samples with their labels."""
+        if self.projections is None:
+            return self._asked(wanted, rows)
+        outputs, targets, batch = self._asked(parts(wanted), rows)
+        return self.projections(outputs), targets, batch
+
+    def projected(
+        self, wanted: Collection[str], batches: Iterator[NDArray[np.int64]], blocks: Sequence[int] | None
+    ) -> _Comparison:
+        """The same, with projections where the student needs some."""
+        asked = parts(wanted)
+        if self.teacher is None or not {"hidden", "hidden_states"} & set(wanted):
+            return self
+        first = next(batches)
+        with torch.no_grad():
+            outputs, targets, _ = self._asked(asked, first[:1])
+            if not narrower(outputs, {name: targets[name] for name in wanted if name in targets}):
+                return self
+            found = (self._asked(asked, rows) for rows in itertools.chain([first], batches))
+            batches_of = ((own, other, batch.get("attention_mask")) for own, other, batch in found)
+            return replace(self, projections=fit_projections(batches_of, wanted, blocks))
+
+    def _asked(
+        self, names: Collection[str], rows: NDArray[np.int64]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        if self.teacher is not None and names:
+            batch, targets = self.teacher.inputs(self.split, rows), self.teacher.batch(self.split, rows)
+        else:
+            batch, targets = dict(self.task.samples.batch(self.split, rows)), {}
+        with forward_precision(self.precision):
+            found = self.task.outputs(self.model, batch, names)
+        outputs = {name: value.float() for name, value in found.items()}
+        # Only now: among its inputs, labels would make the model compute a loss of its own.
+        if (labels := self.task.samples.labels(self.split)) is not None:
+            batch["labels"] = torch.from_numpy(labels[rows])
+        return outputs, targets, batch
 
 
 def _check(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from latency_models.backends.base import with_cache
+from nas.tasks.attention import attention_outputs
 from nas.tasks.models import Pooling
 from nas.tasks.task import Batch
 
@@ -134,12 +135,19 @@ def run_model(model: Any, batch: Batch, *, hidden_states: bool = False) -> Any:
     return model(**batch, output_hidden_states=hidden_states, return_dict=True)
 
 
+def asks_states(names: Collection[str]) -> bool:
+    """Whether outputs are named that need the states between a model's blocks."""
+    return bool({"hidden_states", "inner_states"} & set(names))
+
+
 def hidden_outputs(found: Any, last: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-    """``hidden`` and ``hidden_states`` of what `run_model` returned, where they are named."""
+    """``hidden``, ``hidden_states`` and ``inner_states`` of what `run_model` returned, where they are named."""
     outputs = {"hidden": last} if "hidden" in names else {}
+    # The first of them is the embeddings' output, before any block.
+    states = tuple(found.hidden_states)[1:] if asks_states(names) else ()
+    if "inner_states" in names:
+        outputs["inner_states"] = torch.stack(states[:-1]) if len(states) > 1 else last.new_zeros((0, *last.shape))
     if "hidden_states" in names:
-        # The first of them is the embeddings' output, before any block.
-        states = tuple(found.hidden_states)[1:]
         if len(widths := {state.shape[-1] for state in states}) > 1:
             raise ValueError(
                 f"`hidden_states` must all have one hidden size, but have {' and '.join(map(str, sorted(widths)))}: "
@@ -150,10 +158,11 @@ def hidden_outputs(found: Any, last: Tensor, names: Collection[str]) -> dict[str
 
 
 def logits_and_hidden(model: Any, batch: Batch, name: str, names: Collection[str]) -> dict[str, Tensor]:
-    """A classifier's logits under their name in the task, and hidden states where they are named."""
-    found = run_model(model, batch, hidden_states=bool({"hidden", "hidden_states"} & set(names)))
+    """A classifier's logits under their name in the task, and what of its inside is named."""
+    with attention_outputs(model, names) as attended:
+        found = run_model(model, batch, hidden_states="hidden" in names or asks_states(names))
     last = found.hidden_states[-1] if found.hidden_states else found.logits
-    return {name: found.logits, **hidden_outputs(found, last, names)}
+    return {name: found.logits, **hidden_outputs(found, last, names), **attended}
 
 
 def pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:

@@ -90,7 +90,7 @@ class ImageClassification:
         return self.samples.batches(split, batch_size)
 
     def outputs(self, model: nn.Module, batch: Batch, names: Collection[str] = ()) -> dict[str, Tensor]:
-        """``logits (samples, classes)``, and ``hidden`` or ``hidden_states`` when named."""
+        """``logits (samples, classes)``, and what of the model's inside is named."""
         return logits_and_hidden(model, batch, _HEAD.output, names)
 
     def metrics(self, split: str, outputs: Outputs, teacher: Outputs) -> dict[str, float]:

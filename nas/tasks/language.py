@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from latency_models.backends.causal import CausalModel
 from nas.evaluation.language import LANGUAGE, language_rows
 from nas.evaluation.metrics import SAMPLES, Measure, Tables, computed
+from nas.tasks.attention import attention_outputs
 from nas.tasks.blocks import BlockSamples, read_blocks
 from nas.tasks.data import TextData
-from nas.tasks.deployed import hidden_outputs
+from nas.tasks.deployed import asks_states, hidden_outputs
 from nas.tasks.heads import chosen_quality
 from nas.tasks.models import load_language_model, load_tokenizer
 from nas.tasks.next_token import ASKED, NEXT_TOKEN, score_next_tokens
@@ -110,7 +111,7 @@ class CausalLM:
         return self.samples.batches(split, batch_size)
 
     def outputs(self, model: nn.Module, batch: Batch, names: Collection[str] = ()) -> dict[str, Tensor]:
-        """The columns of `NEXT_TOKEN`, and ``hidden`` or ``hidden_states`` when named.
+        """The columns of `NEXT_TOKEN`, and what of the model's inside is named.
 
         A student is asked about the tokens in ``batch[ASKED]``, where that is given.
         """
@@ -119,11 +120,12 @@ class CausalLM:
         if not isinstance(runs, nn.Module):  # A deployed graph, which gives logits.
             found = runs(**inputs)
             return {NEXT_TOKEN: score_next_tokens(found.logits, _same, tokens, asked, self.top_k)}
-        options = {"output_hidden_states": "hidden_states" in names, "return_dict": True, "use_cache": False}
-        found = base_model(model)(**inputs, **options)
+        options = {"output_hidden_states": asks_states(names), "return_dict": True, "use_cache": False}
+        with attention_outputs(runs, names) as attended:
+            found = base_model(model)(**inputs, **options)
         head: nn.Module = runs.get_output_embeddings()  # type: ignore[operator]
         scores = score_next_tokens(found.last_hidden_state, head, tokens, asked, self.top_k)
-        return {NEXT_TOKEN: scores, **hidden_outputs(found, found.last_hidden_state, names)}
+        return {NEXT_TOKEN: scores, **hidden_outputs(found, found.last_hidden_state, names), **attended}
 
     def metrics(self, split: str, outputs: Outputs, teacher: Outputs) -> dict[str, float]:
         """Perplexity and agreement with the teacher; see the class."""

@@ -111,8 +111,9 @@ class Task(Protocol):
             batch: The model's inputs; of a language model also what it is asked about, where it is compared with a
                 teacher (see `nas.distillation.teacher.TeacherOutputs.inputs`).
             names: Outputs wanted beyond the task's own (`main_output`): ``hidden`` (the last hidden
-                state, ``(samples, tokens, hidden)``) and ``hidden_states`` (after every block,
-                ``(blocks, samples, tokens, hidden)``).
+                state, ``(samples, tokens, hidden)``), ``hidden_states`` (after every block,
+                ``(blocks, samples, tokens, hidden)``), ``inner_states`` (after every block but the last, as wide as the
+                residual stream), and ``queries``, ``keys`` and ``values`` (see `nas.tasks.attention`).
         """
 
     def metrics(self, split: str, outputs: Outputs, teacher: Outputs) -> dict[str, float]:

@@ -11,8 +11,17 @@ from torch import Tensor, nn
 
 from nas.evaluation.metrics import SAMPLES, Measure, Tables, computed
 from nas.evaluation.similarity import AGREEMENT, RETRIEVAL, STS, embedding_rows
+from nas.tasks.attention import attention_outputs
 from nas.tasks.data import Examples, TextData
-from nas.tasks.deployed import Classifier, SentenceEncoder, hidden_outputs, logits_and_hidden, pool, run_model
+from nas.tasks.deployed import (
+    Classifier,
+    SentenceEncoder,
+    asks_states,
+    hidden_outputs,
+    logits_and_hidden,
+    pool,
+    run_model,
+)
 from nas.tasks.heads import Head, Problem, chosen_quality, find_head
 from nas.tasks.models import (
     Pooling,
@@ -117,12 +126,14 @@ class SentenceEmbedding:
         return self.samples.batches(split, batch_size)
 
     def outputs(self, model: nn.Module, batch: Batch, names: Collection[str] = ()) -> dict[str, Tensor]:
-        """``embedding (samples, hidden)``, and ``hidden`` or ``hidden_states`` when named."""
-        found = run_model(model, batch, hidden_states="hidden_states" in names)
+        """``embedding (samples, hidden)``, and what of the model's inside is named."""
+        with attention_outputs(model, names) as attended:
+            found = run_model(model, batch, hidden_states=asks_states(names))
         embedding = getattr(found, "sentence_embedding", None)  # Deployed graphs pool themselves.
         if embedding is None:
             embedding = pool(found.last_hidden_state, batch["attention_mask"], self.pooler)
-        return {"embedding": embedding, **hidden_outputs(found, getattr(found, "last_hidden_state", embedding), names)}
+        last = getattr(found, "last_hidden_state", embedding)
+        return {"embedding": embedding, **hidden_outputs(found, last, names), **attended}
 
     def metrics(self, split: str, outputs: Outputs, teacher: Outputs) -> dict[str, float]:
         """Agreement with the teacher, and quality on labelled pairs; see the class."""
@@ -250,7 +261,7 @@ class TextClassification:
         return self.samples.batches(split, batch_size)
 
     def outputs(self, model: nn.Module, batch: Batch, names: Collection[str] = ()) -> dict[str, Tensor]:
-        """Logits ``(samples, classes)`` under the problem's name, and ``hidden`` or ``hidden_states`` when named."""
+        """Logits ``(samples, classes)`` under the problem's name, and what of the model's inside is named."""
         return logits_and_hidden(model, batch, self.head.output, names)
 
     def metrics(self, split: str, outputs: Outputs, teacher: Outputs) -> dict[str, float]:

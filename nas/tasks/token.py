@@ -106,7 +106,7 @@ class TokenClassification:
         return self.samples.batches(split, batch_size)
 
     def outputs(self, model: nn.Module, batch: Batch, names: Collection[str] = ()) -> dict[str, Tensor]:
-        """``logits (samples, max_length, tags)``, 0 at padding, and ``hidden`` or ``hidden_states`` when named."""
+        """``logits (samples, max_length, tags)``, 0 at padding, and what of the model's inside is named."""
         outputs = logits_and_hidden(model, batch, "logits", names)
         real = outputs["logits"] * batch["attention_mask"].unsqueeze(-1)
         # One shape for all batches, so that they can be stored as one array; equal padding has no divergence.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from dataclasses import replace
 from functools import cache
 
@@ -13,11 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from nas.distillation.losses import state_difference
+from nas.distillation.projections import fit_projections, parts
+from nas.tasks.deployed import hidden_outputs
 from search_spaces.calibrate import calibrate, check_size, count_steps, library_gb
 from search_spaces.checkpoint import load_subnet, save_subnet
 from search_spaces.cost import cost
 from search_spaces.fake_quantize import fake_quantized
-from search_spaces.families import blocks_of, family_of
+from search_spaces.families import base_model, blocks_of, family_of
 from search_spaces.modeling_subnet import Columns
 from search_spaces.recalibrate import recalibrate
 from search_spaces.shapes import ModelShape
@@ -156,6 +160,20 @@ class TestHiddenSize:
         recalibrate(model, it.teacher, subnet.kept, batches, coordinates=it.supernet.coordinates(subnet))
         assert distance(model, it.teacher, batches[:8]) < 0.95 * before
 
+    def test_states_are_compared_with_its_teachers_through_projections(self, model_type):
+        it, names = narrow(model_type), ("hidden", "hidden_states")
+        student = it.supernet.extract(whole(it, 16))
+        compared = [
+            (states_of(student, batch, parts(names)), states_of(it.teacher, batch, names), batch.get("attention_mask"))
+            for batch in batches_of(model_type, 8)
+        ]
+        assert compared[0][0]["inner_states"].shape[::3] == (2, 16)
+        found = fit_projections(compared, names, None)(compared[0][0])
+        for name in names:
+            target = compared[0][1][name]
+            assert found[name].shape == target.shape
+            assert state_difference(found[name], target, compared[0][2]) < 0.9
+
     def test_maps_are_better_than_leaving_coordinates_out(self, model_type):
         """What the first block reads, given back by the map, against the kept coordinates alone."""
         it = narrow(model_type)
@@ -166,6 +184,13 @@ class TestHiddenSize:
         alone = torch.zeros_like(full)
         alone[..., kept] = own
         assert (given_back - full).norm() < (alone - full).norm()
+
+
+@torch.no_grad()
+def states_of(model: nn.Module, batch: dict[str, torch.Tensor], names: Collection[str]) -> dict[str, torch.Tensor]:
+    options = {"use_cache": False} if family_of(model).causal else {}
+    found = base_model(model)(**batch, **options, output_hidden_states=True)
+    return hidden_outputs(found, found.hidden_states[-1], names)
 
 
 @torch.inference_mode()

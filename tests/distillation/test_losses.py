@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import rel_entr, softmax
 
 from nas.distillation.losses import Distiller, similarity_difference, softened_divergence, state_difference
+from nas.tasks.attention import ATTENTION
 from nas.tasks.deployed import hidden_outputs
 from nas.tasks.text import SentenceEmbedding, TextClassification
 
@@ -25,10 +26,11 @@ def outputs(seed: int, blocks: int = 2) -> dict[str, torch.Tensor]:
         "embedding": torch.randn(3, 8, generator=generator),
         "hidden": torch.randn(3, 4, 8, generator=generator),
         "hidden_states": torch.randn(blocks, 3, 4, 8, generator=generator),
+        **{name: torch.randn(3, 4, 8, generator=generator) for name in ATTENTION},
     }
 
 
-EVERYTHING = Distiller(logits=1.0, embedding=1.0, similarity=1.0, hidden=1.0, hidden_states=1.0)
+EVERYTHING = Distiller(logits=1.0, embedding=1.0, similarity=1.0, hidden=1.0, hidden_states=1.0, relations=1.0)
 
 
 def test_states_of_a_narrower_stream_are_not_compared() -> None:
@@ -54,7 +56,14 @@ def test_a_student_that_is_the_teacher_has_no_loss(seed: int) -> None:
 @settings(max_examples=20, deadline=None)
 def test_a_loss_is_the_weighted_sum_of_its_terms(first: int, second: int) -> None:
     student, teacher, batch = outputs(first), outputs(second), {"attention_mask": MASK}
-    weights = {"logits": 0.5, "embedding": 2.0, "similarity": 3.0, "hidden": 0.25, "hidden_states": 1.5}
+    weights = {
+        "logits": 0.5,
+        "embedding": 2.0,
+        "similarity": 3.0,
+        "hidden": 0.25,
+        "hidden_states": 1.5,
+        "relations": 2.5,
+    }
     terms = [weight * Distiller(**{name: 1.0})(student, teacher, batch) for name, weight in weights.items()]
     assert Distiller(**weights)(student, teacher, batch).item() == pytest.approx(torch.stack(terms).sum().item(), 1e-5)
     assert all(term.item() > 0 for term in terms)
@@ -64,12 +73,13 @@ def test_a_loss_is_the_weighted_sum_of_its_terms(first: int, second: int) -> Non
 @settings(max_examples=20, deadline=None)
 def test_padding_counts_nowhere(first: int, second: int) -> None:
     student, teacher = outputs(first), outputs(second)
-    loss = Distiller(hidden=1.0, hidden_states=1.0)
+    loss = Distiller(hidden=1.0, hidden_states=1.0, relations=1.0)
     before = loss(student, teacher, {"attention_mask": MASK})
     padded = MASK == 0
     for side in (student, teacher):
         side["hidden"][padded] = 1e6
         side["hidden_states"][:, padded] = -1e6
+        side["queries"][padded] = 1e6
     assert loss(student, teacher, {"attention_mask": MASK}).item() == before.item()
 
 
@@ -120,7 +130,7 @@ def test_labels() -> None:
 def test_needs_only_what_has_a_weight() -> None:
     assert Distiller(embedding=1.0, similarity=1.0).needs == {"embedding"}
     assert Distiller(labels=1.0).needs == frozenset()
-    assert EVERYTHING.needs == {"logits", "embedding", "hidden", "hidden_states"}
+    assert EVERYTHING.needs == {"logits", "embedding", "hidden", "hidden_states", *ATTENTION}
 
 
 def test_settings() -> None:

@@ -11,11 +11,12 @@ import torch
 
 from nas.distillation.teacher import TeacherOutputs
 from nas.progress import Progress
+from nas.tasks.attention import ATTENTION
 from nas.tasks.data import TextData
 from nas.tasks.text import SentenceEmbedding, TextClassification
 from tests.models import tiny_bert
 
-ALL = ("hidden", "hidden_states")
+ALL = ("hidden", "hidden_states", *ATTENTION)
 
 
 @pytest.mark.parametrize("rows", [[0], [5, 3, 11, 2]])

@@ -18,6 +18,7 @@ from nas.distillation.losses import Distiller
 from nas.distillation.teacher import TeacherOutputs
 from nas.distillation.train import TrainSettings, distil
 from nas.evaluation.evaluate import evaluate_model, evaluate_run, onnx_run
+from nas.tasks.attention import ATTENTION
 from nas.tasks.image import ImageClassification
 from nas.tasks.images import ImageData
 from nas.tasks.models import load_image_processor
@@ -103,13 +104,14 @@ def test_pixels_are_kept_between_runs(task: ImageClassification, monkeypatch: py
 
 
 def test_outputs_states_and_the_exported_graph(task: ImageClassification) -> None:
-    model, teacher = task.load_model(), TeacherOutputs(task, ("hidden", "hidden_states"))
+    names = ("hidden", "hidden_states", *ATTENTION)
+    model, teacher = task.load_model(), TeacherOutputs(task, names)
     rows = np.array([3, 1])
     with torch.inference_mode():
-        expected = task.outputs(model, task.samples.batch("test", rows), ("hidden", "hidden_states"))
+        expected = task.outputs(model, task.samples.batch("test", rows), names)
     assert expected["hidden"].shape == (2, 5, 32)
     stored = teacher.batch("test", rows)
-    for name in ("logits", "hidden", "hidden_states"):
+    for name in ("logits", *names):
         assert torch.allclose(stored[name], expected[name], atol=1e-2)
     graph = export_onnx(task.deployable(model), task.example_inputs(Workload(2, 8)), task.output_names)
     assert evaluate_model(model, task, teacher, "test")["agreement"] == 1.0

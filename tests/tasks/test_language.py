@@ -23,6 +23,7 @@ from nas.distillation.train import TrainSettings, distil
 from nas.evaluation.evaluate import evaluate_model, evaluate_run, onnx_run, predict
 from nas.evaluation.intervals import Resampling, estimate
 from nas.evaluation.language import LANGUAGE, language_rows
+from nas.tasks.attention import ATTENTION
 from nas.tasks.data import TextData
 from nas.tasks.language import CausalLM
 from nas.tasks.next_token import NEXT_TOKEN, asked_tokens, log_likelihoods, score_next_tokens
@@ -215,9 +216,24 @@ class TestQuality:
 
     def test_states_of_every_block(self, task: CausalLM) -> None:
         batch = task.samples.batch("test", [0, 1])
-        found = task.outputs(task.load_model(), batch, ("hidden", "hidden_states"))
+        found = task.outputs(task.load_model(), batch, ("hidden", "hidden_states", "inner_states"))
         assert found["hidden"].shape == (2, 16, 32)
         assert found["hidden_states"].shape == (3, 2, 16, 32)
+        assert torch.equal(found["inner_states"], found["hidden_states"][:2])
+
+    def test_stored_queries_keys_and_values_are_the_teachers(self, task: CausalLM) -> None:
+        rows = np.array([4, 1])
+        with torch.inference_mode():
+            expected = task.outputs(task.load_model(), task.samples.batch("test", rows), ATTENTION)
+        stored = TeacherOutputs(task, ATTENTION).batch("test", rows)
+        assert [stored[name].shape for name in ATTENTION] == [(2, 16, 32), (2, 16, 16), (2, 16, 16)]
+        assert all(torch.allclose(stored[name], expected[name], atol=5e-3) for name in ATTENTION)
+
+    def test_a_student_learns_causal_relations(self, task: CausalLM) -> None:
+        teacher, student = TeacherOutputs(task, ATTENTION), tiny("llama", 5, language_model=True)
+        training = TrainSettings(batch_size=8, learning_rate=3e-3, precision="fp32")
+        trained = distil(student, task, teacher, Distiller(relations=1.0), training, steps=20)
+        assert sum(trained.losses[-3:]) < 0.7 * sum(trained.losses[:3])
 
 
 class TestDeployed:
