@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import optuna
 import pytest
@@ -185,36 +187,21 @@ def test_a_study_of_another_space_is_refused(tmp_path):
         tiny_search(tmp_path, 3, space=tiny_space(3)).run()
 
 
+def interrupted(directory, trials, times):
+    command = [sys.executable, "-m", "tests.engine.interrupted", str(directory), str(trials), str(times)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
 def test_ctrl_c_stops_after_the_running_trial_and_the_study_can_be_continued(tmp_path):
-    import signal
-
-    formula = Formula()
-
-    def evaluate(subnet, steps):
-        metrics = formula(subnet, steps)
-        if formula.calls == 3:
-            signal.raise_signal(signal.SIGINT)
-        return metrics
-
-    search = tiny_search(tmp_path, 10, evaluate=evaluate)
-    assert len(search.run()) == 3
-    assert search.interrupted
+    done = interrupted(tmp_path, 10, 1)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"found": 4, "interrupted": True}
     assert len(tiny_search(tmp_path, 10).run()) == 10
 
 
 def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(tmp_path):
-    import signal
-
-    formula = Formula()
-
-    def evaluate(subnet, steps):
-        if formula.calls == 3:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-        return formula(subnet, steps)
-
-    with pytest.raises(KeyboardInterrupt):
-        tiny_search(tmp_path, 6, evaluate=evaluate).run()
+    done = interrupted(tmp_path, 6, 2)
+    assert done.returncode == 130, done.stderr
     search = tiny_search(tmp_path, 6)
     assert len(search.run()) == 6
     trials = trials_of(search)
