@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from nas.failures import compose_config, fail, guarded, one_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -36,7 +37,6 @@ PURPOSES: dict[str, tuple[str, ...]] = {
     "check": ("doctor", "devices"),
 }
 
-USAGE_ERROR, FAILURE = 2, 1
 # Of ours and of Hydra's.
 FLAGS = (
     *("--help", "-h", "--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--run", "-r"),
@@ -101,16 +101,16 @@ def run(arguments: list[str]) -> int:
     if command not in COMMANDS:
         from nas.config import suggestion
 
-        return _fail(f"unknown command {command!r}; known are {', '.join(COMMANDS)}.{suggestion(command, COMMANDS)}")
+        return fail(f"unknown command {command!r}; known are {', '.join(COMMANDS)}.{suggestion(command, COMMANDS)}")
     return _run_command(command, overrides, debug=debug)
 
 
 def _run_command(command: str, overrides: list[str], *, debug: bool) -> int:
     if unknown := [text for text in overrides if text.startswith("-") and text.partition("=")[0] not in FLAGS]:
-        return _fail(f"unknown flag {unknown[0]!r}; options are written name=value, `nas {command} --help` lists them.")
+        return fail(f"unknown flag {unknown[0]!r}; options are written name=value, `nas {command} --help` lists them.")
     if {"--help", "-h"} & set(overrides):
         return _print_help(command, [o for o in overrides if o not in ("--help", "-h")])
-    return _guarded(lambda: _run_hydra(command, overrides), command, debug=debug)
+    return guarded(lambda: _run_hydra(command, overrides), command, debug=debug)
 
 
 def _opened(override: str) -> str:
@@ -138,7 +138,7 @@ def _run_hydra(command: str, overrides: list[str]) -> None:
         sys.argv = [f"nas {command}", *flags, f"hydra.job.name={command}", *recorded]
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(task)()
     for error in failures[:-1]:
-        _fail(_one_line(error))
+        fail(one_line(error))
     if failures:
         raise failures[-1]
 
@@ -196,88 +196,13 @@ def _task_function(
     return task_function
 
 
-def _guarded(action: Callable[[], None], command: str, *, debug: bool) -> int:
-    """Run, and turn exceptions into one clear line and an exit code."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        action()
-    except KeyboardInterrupt:
-        return _fail("stopped by Ctrl-C; run the same command again to continue.", code=130)
-    except (HydraException, OmegaConfBaseException) as error:
-        if debug:
-            raise
-        return _fail(_explain_override(command, error))
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, ModuleNotFoundError) as error:
-        if debug:
-            raise
-        return _fail(f"{_one_line(error)}  (--debug shows where)")
-    except (RuntimeError, OSError) as error:
-        if debug:
-            raise
-        return _fail(f"{_one_line(error)}  (--debug shows where)", code=FAILURE)
-    return 0
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}; is the path right, and may it be written?"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _explain_override(command: str, error: Exception) -> str:
-    """A wrong override in one line, with the nearest right name."""
-    from nas.config import conf_dir, suggestion
-
-    text = " ".join(str(error).split())
-    if found := re.search(r"Could not override '([^']+)'", text):
-        known = sorted(_option_names(command))
-        hint = suggestion(found[1], known)
-        return f"unknown option {found[1]!r}.{hint}  `nas {command} --help` lists all options."
-    if found := re.search(r"Could not find '([\w/]+)/([^/']+)'", text):
-        group, name = found[1], found[2]
-        options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
-        return f"unknown {group} {name!r}; known are {', '.join(options)}.{suggestion(name, options)}"
-    if found := re.search(r"Error parsing override '([^']*)' missing EQUAL", text):
-        return f"options are written name=value, but got {found[1]!r}; `nas {command} --help` lists them."
-    if found := re.search(r"Missing mandatory value: (\S+)", text):
-        name = getattr(error, "full_key", None) or found[1]
-        return f"`{name}` must be given, for example: nas {command} {name}=VALUE"
-    return text
-
-
-def _option_names(command: str) -> set[str]:
-    """Full names of all the options of a command."""
-    from omegaconf import DictConfig, OmegaConf
-
-    def names(node: Any, prefix: str) -> set[str]:
-        if not isinstance(node, DictConfig):
-            return {prefix}
-        inner = (names(node._get_node(key), f"{prefix}.{key!s}" if prefix else str(key)) for key in node)
-        return set().union(*inner, {prefix} if prefix else set())
-
-    config = _compose(command, [])
-    OmegaConf.set_struct(config, value=False)
-    return names(config, "")
-
-
-def _compose(command: str, overrides: list[str]) -> DictConfig:
-    from hydra import compose, initialize_config_dir
-
-    from nas.config import conf_dir
-
-    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=command):
-        return compose(command, overrides=overrides)
-
-
 def _print_help(command: str, overrides: list[str]) -> int:
     from omegaconf import OmegaConf
 
     from nas.config import conf_dir
 
     def show() -> None:
-        config = _compose(command, overrides)
+        config = compose_config(command, overrides)
         text = OmegaConf.to_yaml(config)
         groups = sorted(path.name for path in conf_dir().iterdir() if path.is_dir() and path.name in config)
         print(f"nas {command}: {COMMANDS[command]}.\n\nGroups (choose with group=name):")
@@ -288,12 +213,7 @@ def _print_help(command: str, overrides: list[str]) -> int:
         print("\n".join(f"  {line}" for line in text.splitlines()))
         print("\n-m sweeps over comma-separated values; --cfg job prints the configuration; --debug shows tracebacks.")
 
-    return _guarded(show, command, debug=False)
-
-
-def _fail(message: str, code: int = USAGE_ERROR) -> int:
-    print(f"nas: {message}", file=sys.stderr)
-    return code
+    return guarded(show, command, debug=False)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,17 @@ class JudgeBench:
             # Dynamic quantisation scales activations over the whole batch, so it is judged as deployed, one by one.
             return onnx_run(str(subject.graph), task, self.bench.device.threads), 1
         module: Any = subject.module
-        return (lambda batch: task.outputs(module, batch)), 64
+
+        def run(batch: Any) -> Any:
+            try:
+                return task.outputs(module, batch)
+            except (AttributeError, IndexError, KeyError) as error:  # No logits, or fewer tokens than the tokenizer.
+                raise ValueError(
+                    f"{subject.path}: must run on what the {task.kind} task gives it, with the teacher's vocabulary "
+                    f"and outputs, but {type(module).__name__} fails: {error}."
+                ) from error
+
+        return run, 64
 
     # -- efficiency -------------------------------------------------------------------------------------------------
 

@@ -152,6 +152,8 @@ class SubnetConfig:
 
 
 def _check_keys(data: Mapping[str, Any], required: set[str], optional: set[str], what: str) -> None:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{what}: must be a mapping of {', '.join(sorted(required))}, but got {data!r:.80}.")
     if missing := sorted(required - set(data)):
         raise ValueError(f"{what}: key {missing[0]!r} is missing.")
     if extra := sorted(set(data) - required - optional):

@@ -121,7 +121,10 @@ def _input_names(graph: Path) -> frozenset[str]:
     """The inputs that a graph takes; its weights are not read."""
     import onnx
 
-    return frozenset(node.name for node in onnx.load(str(graph), load_external_data=False).graph.input)
+    try:
+        return frozenset(node.name for node in onnx.load(str(graph), load_external_data=False).graph.input)
+    except Exception as error:  # protobuf's own, which is no ValueError.
+        raise ValueError(f"{graph}: must be a whole ONNX model, but cannot be read: {error}.") from error
 
 
 def _size_mb(graph: Path) -> float:

@@ -33,6 +33,8 @@ class SubstitutedSplit:
         samples = task.samples
         if task.kind != "text_classification" or not isinstance(samples, TextSamples):
             raise ValueError(f"`terms` are exchanged in classified texts, but the task is {task.kind}.")
+        if (problem := getattr(task, "problem", "single_label")) == "regression":
+            raise ValueError(f"`terms` are exchanged in classified texts, but the task's `problem` is {problem}.")
         self.task = task
         self.split = split
         self.substitution = substitution

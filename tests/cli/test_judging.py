@@ -92,6 +92,23 @@ def test_a_model_with_another_tokenizer(small, place, capsys):
     assert "must have its teacher's tokenizer" in capsys.readouterr().err
 
 
+def test_broken_folders_are_refused_in_one_line(small, place, capsys):
+    cut, sizes = place / "cut", place / "sizes"
+    for folder in (cut, sizes):
+        shutil.copytree(place / "world" / "model", folder)
+    weights = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    settings = json.loads((sizes / "config.json").read_text(encoding="utf-8"))
+    (sizes / "config.json").write_text(json.dumps({**settings, "hidden_size": "big"}), encoding="utf-8")
+    for folder, said in ((cut, "incomplete metadata, file not fully covered"), (sizes, "expected int, got str")):
+        for options in ([f"candidate={folder}"], [f"model.path={folder}"]):
+            assert evaluate(place, *options) == 2
+            error = capsys.readouterr().err
+            assert str(folder) in error
+            assert said in error
+            assert "Traceback" not in error
+
+
 def test_graphs_that_others_exported(small, place, capsys):
     task = small.task
     model = task.deployable(load_classifier(small.task.model))

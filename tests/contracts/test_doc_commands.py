@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from nas.__main__ import COMMANDS, _compose, _opened, run
+from nas.__main__ import COMMANDS, _opened, run
+from nas.failures import compose_config
 from tests.contracts.documented import make_places, place_of, shortened, why_composed
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +81,7 @@ def test_the_command_line_takes_it(page, line):
     sweep = "-m" in words
     if sweep:
         overrides = [re.sub(r"^([\w.+]+=[^\[]*?),.*", r"\1", word) for word in overrides]
-    config = _compose(command, overrides)
+    config = compose_config(command, overrides)
     assert OmegaConf.to_yaml(config)
 
 
