@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import signal
+import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ class Interruption:
                 raise KeyboardInterrupt
             self.asked = True
 
+        _leave_alternate_stack()
         signal.signal(signal.SIGINT, stop)
         try:
             yield
@@ -36,6 +38,23 @@ class Interruption:
             signal.signal(signal.SIGINT, before)
 
 
+class _SignalStack(ctypes.Structure):
+    """``stack_t`` of Linux."""
+
+    _fields_ = (("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def _leave_alternate_stack() -> None:
+    """Let signals of this thread be handled on its own stack.
+
+    Python's handlers ask for the alternate one where there is any. Native libraries (OpenVINO, when it refuses a model)
+    put theirs in its place and free it later, and a signal that comes then ends the process without a word.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(None, _SS_DISABLE, 0)), None)
+
+
+_SS_DISABLE = 2
 _STEPS = 1000  # The interpreter looks for exceptions from other threads whenever a loop turns.
 
 

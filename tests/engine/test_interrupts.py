@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -64,3 +66,32 @@ def test_it_holds_in_any_thread_and_leaves_the_alarm_to_others():
 def test_limits_within_limits_end_the_inner_one_first():
     with time_limit(30), pytest.raises(TimeoutError, match=r"0\.05"), time_limit(0.05):
         busy(30)
+
+
+GONE_STACK = """
+import ctypes, mmap, signal, sys
+from nas.engine.interrupts import Interruption, _SignalStack
+
+place = mmap.mmap(-1, 65536)
+address = ctypes.addressof(ctypes.c_char.from_buffer(place))
+libc = ctypes.CDLL(None)
+assert libc.sigaltstack(ctypes.byref(_SignalStack(address, 0, 65536)), None) == 0
+assert libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(65536), 0) == 0  # As good as freed.
+if sys.argv[1] == "watched":
+    watch = Interruption()
+    with watch.watched():
+        signal.raise_signal(signal.SIGINT)
+    print("asked", watch.asked)
+else:
+    signal.signal(signal.SIGINT, lambda *_: print("never"))
+    signal.raise_signal(signal.SIGINT)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the structure is that of Linux")
+@pytest.mark.parametrize(("how", "code", "printed"), [("watched", 0, "asked True"), ("alone", -signal.SIGSEGV, "")])
+def test_ctrl_c_survives_a_library_that_freed_the_signal_stack_it_left_behind(how, code, printed):
+    command = [sys.executable, "-c", GONE_STACK, how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.strip() == printed
