@@ -42,7 +42,12 @@ _PAGE = 4096
 _MODULES = (
     *("__init__.py", "device.py", "measurement.py", "session.py", "profiler.py", "results.py", "runner.py"),
     *("backends/__init__.py", "backends/base.py", "backends/graph_file.py", "backends/onnxruntime.py"),
-    *("backends/quantize.py", "backends/quantize_static.py", "backends/quantize_weights.py"),
+    *(
+        "backends/byte_products.py",
+        "backends/quantize.py",
+        "backends/quantize_static.py",
+        "backends/quantize_weights.py",
+    ),
     *("backends/openvino.py", "backends/openvino_graph.py"),
     *("backends/tensorrt.py", "backends/tensorrt_operators.py"),
 )

@@ -150,13 +150,19 @@ def _cpu() -> dict[str, str]:
     """Model, relevant flags and cores of the CPU."""
     info = _cpu_info()
     model = info.get("model name") or info.get("Model") or platform.processor() or platform.machine()
-    flags = set((info.get("flags") or info.get("Features") or "").split())
+    flags = cpu_flags()
     return {
         "cpu": " ".join(model.split()),
         "cpu_family": "/".join(info.get(key, "?") for key in ("cpu family", "model", "stepping")),
         "cpu_flags": " ".join(flag for flag in _RELEVANT_FLAGS if flag in flags),
         "cores": str(os.cpu_count() or 1),
     }
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of this machine's CPU, by Linux's names; empty where it does not tell."""
+    info = _cpu_info()
+    return frozenset((info.get("flags") or info.get("Features") or "").split())
 
 
 def _cpu_info() -> dict[str, str]:

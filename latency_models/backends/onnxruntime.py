@@ -24,6 +24,7 @@ from latency_models.backends.base import (
     check_precision,
     with_cache,
 )
+from latency_models.backends.byte_products import suited
 from latency_models.backends.graph_file import graph_bytes, input_names
 from latency_models.backends.quantize import at_precision, is_quantized
 from latency_models.device import Device
@@ -146,7 +147,9 @@ class OnnxRuntimeBackend:
             from latency_models.backends.quantize_static import quantize_static
 
             check_inputs(self._device, input_names(model), arrays)
-            return quantize_static(model, (arrays,))
+            quantized = quantize_static(model, (arrays,))
+            # OpenVINO knows signed weights, and keeps them from overflowing itself.
+            return suited(quantized, unsigned=False) if self._provider == PROVIDERS["openvino"] else quantized
         return at_precision(
             model,
             precision,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from numpy.typing import NDArray
 
 from latency_models.backends.base import BackendError
+from latency_models.backends.byte_products import suited
 from latency_models.backends.graph_file import load_graph
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ _QUANTIZED_OPS = frozenset(
 def quantize_int8(model: Any, *, nodes: Sequence[str] | None = None, embeddings: bool = False) -> ModelProto:
     """Quantise a graph to int8: weights per output channel, activations dynamically, one scale a tensor.
 
-    Products of two activations stay in fp32. Only ``MatMul`` is touched: quantising more makes nothing faster.
+    Products of two activations stay in fp32. Only ``MatMul`` is touched: quantising more makes nothing faster. Weights
+    are signed or unsigned integers, whichever this machine's CPU multiplies exactly: see `byte_products.suited`.
 
     Args:
         model: An fp32 graph (``ModelProto``, bytes or path); it is not changed.
@@ -64,7 +66,8 @@ def quantize_int8(model: Any, *, nodes: Sequence[str] | None = None, embeddings:
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
-        return load_graph(target)
+        quantized: ModelProto = suited(load_graph(target))
+        return quantized
 
 
 def projection_products(model: ModelProto, family: str, blocks: Collection[int]) -> list[str]:

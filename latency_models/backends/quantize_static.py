@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from latency_models.backends.base import BackendError, with_cache
+from latency_models.backends.byte_products import suited
 from latency_models.backends.graph_file import check_opset, input_names, input_shapes, load_graph
 from latency_models.backends.quantize import Calibration, check_nodes, copied, quiet, weight_products
 
@@ -27,7 +28,8 @@ def quantize_static(
         calibration: Real inputs, one mapping a run; the smallest and largest activations among them set the scales.
         nodes: Names of the ``MatMul`` nodes to quantise; all products with constant weights when None.
         symmetric: Signed activations around zero, which TensorRT asks for; ONNX Runtime is several times faster on
-            CPUs with unsigned ones, the default.
+            CPUs with unsigned ones, the default. Weights are signed then; by default they are what this machine's CPU
+            multiplies exactly: see `byte_products.suited`.
 
     Returns:
         A new graph.
@@ -63,7 +65,8 @@ def quantize_static(
             weight_type=QuantType.QInt8,
             extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
         )
-        return load_graph(target)
+        quantized: ModelProto = suited(load_graph(target), unsigned=False if symmetric else None)
+        return quantized
 
 
 class _Reader:
