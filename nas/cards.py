@@ -94,7 +94,7 @@ class JudgeBench:
             judge.listen(lambda text: bar.advance(text=text))
             run, batch_size = self._run(subject)
             model = judge.run(run, batch_size)
-            data = self.bench.config["task"]["data"]
+            data, (samples, unit) = self.bench.config["task"]["data"], judge.judged_on
             return ReportCard(
                 name=subject.name,
                 model={"path": subject.path, "kind": subject.kind, "teacher": self.teacher.path},
@@ -102,7 +102,8 @@ class JudgeBench:
                     "kind": task.kind,
                     "data": str(data["path"]),
                     "split": self.split,
-                    "samples": task.samples.size(self.split),
+                    "samples": samples,
+                    "unit": unit,
                     "measure": task.quality,
                 },
                 settings=asdict(self.aspects),

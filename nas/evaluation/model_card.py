@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nas.evaluation.card import SECTIONS, Figure, ReportCard, figures
+from nas.evaluation.card import SECTIONS, Figure, ReportCard, counted, figures
 from nas.reports.tables import escape_markdown, format_count, format_number, markdown_table
 
 CARD_FILE = "model_card.md"
@@ -88,8 +88,10 @@ def figure_row(figure: Figure) -> list[str]:
     ]
 
 
-def format_value(value: float, interval: tuple[float, float] | None = None) -> str:
-    """``0.912 [0.895, 0.929]``."""
+def format_value(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    """``0.912 [0.895, 0.929]``; a dash where there is no value."""
+    if value is None:
+        return "-"
     if abs(value) >= 1e5:
         return format_count(value)
     bounds = "" if interval is None else f" [{format_number(interval[0])}, {format_number(interval[1])}]"
@@ -119,6 +121,7 @@ def _metadata(card: ReportCard) -> str:
             metric_value=round(figure.value, 6),
         )
         for figure in own
+        if figure.value is not None
     ]
     data: Any = ModelCardData(
         model_name=_slug(card.name),
@@ -150,7 +153,7 @@ def _summary(card: ReportCard) -> str:
     figure = next(figure for figure in figures(card) if figure.name == main)
     value = format_value(figure.value, figure.interval)
     data = escape_markdown(_shown(card.task["data"]))
-    text = f"{escape_markdown(main)} {value} on {card.task['samples']} samples of {data}"
+    text = f"{escape_markdown(main)} {value} on {counted(card)} of {data}"
     if figure.retention is not None:
         text += f": {format_share(figure.retention)} of its teacher's"
     faster = (card.efficiency or {}).get("speedup")
@@ -192,7 +195,7 @@ def _risks(card: ReportCard) -> str:
 
 def _evaluation(card: ReportCard) -> str:
     intro = (
-        f"{card.task['samples']} samples of the split {escape_markdown(card.task['split'])} of "
+        f"{counted(card)} of the split {escape_markdown(card.task['split'])} of "
         f"{escape_markdown(_shown(card.task['data']))}. Brackets are bootstrap intervals of "
         f"{float(card.settings['intervals']['confidence']):.0%} over samples."
     )

@@ -191,7 +191,7 @@ def _cards(report: Report) -> str:
     if not report.cards:
         return ""
     header, rows = side_by_side([ReportCard.from_dict(card) for card in report.cards])
-    numeric = [False] + [True] * len(report.cards)
+    numeric = [False, *[True] * len(report.cards), False]
     return "".join(
         f"<h3>{html.escape(section.capitalize())}</h3>" + table(header[1:], [row[1:] for row in some], numeric)
         for section, group in groupby(rows, key=lambda row: row[0])

@@ -81,7 +81,7 @@ class Between:
 def test_a_page_between_two_documents_has_not_arrived_yet():
     gone = "Execution context was destroyed, most likely because of a navigation"
     until(Between(["Cannot read properties of null (reading 'dataset')", gone]), "document.body.dataset.version")
-    with pytest.raises(pytest.fail.Exception, match="because no such thing; the page says: .*a complaint"):
+    with pytest.raises(pytest.fail.Exception, match=r"because no such thing; the page says: .*a complaint"):
         until(Between(["no such thing"] * 9), "document.body.dataset.version", tries=9)
 
 

@@ -11,9 +11,11 @@ import torch
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, brier_score_loss
 
+from nas.distillation.teacher import TeacherOutputs
 from nas.evaluation.aspects import Aspects, NamedMetrics, lower_is_better
 from nas.evaluation.evaluate import predict
 from nas.evaluation.fairness import Fairness
+from nas.evaluation.judge import Judge
 from nas.evaluation.perturbations import perturb
 from nas.evaluation.robustness import Condition, PerturbedSplit, Robustness
 from nas.evaluation.substitution import Substitution
@@ -176,6 +178,17 @@ class TestOtherTasks:
         quality = next(measure for measure in task.measures if measure.name == task.quality)
         split = PerturbedSplit(task, "test", quality, Robustness(samples=5))
         assert len(split.rows) == task.samples.size("test")
+
+    def test_a_card_of_pairs_counts_pairs(self, tmp_path: Any) -> None:
+        task = similarity(tmp_path)
+        model = task.load_model()
+        run = lambda batch: task.outputs(model, batch)  # noqa: E731
+        judge = Judge(task, TeacherOutputs(task, model=model), run, ASPECTS)
+        section = judge.robustness_section(judge.run(run))
+        pairs = len(task.data.read()["test"])
+        assert section is not None
+        assert judge.judged_on == (section["samples"], "pairs") == (pairs, "pairs")
+        assert pairs != task.samples.size("test")
 
     def test_images_have_no_texts_to_perturb(self, tmp_path: Any) -> None:
         data = ImageData(digit_folder(tmp_path / "d", 80), calibration=5, validation=20, test=20)
