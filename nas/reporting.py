@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from nas.evaluation.aspects import lower_is_better
 from nas.evaluation.evaluate import judged_on
+from nas.finished import goals_of
 from nas.reports.data import ExploredTrial, LoadCommand, ModelRow, Report, Sensitivity
 from nas.searching import Found, SearchBench
 from nas.workbench import Workbench
@@ -57,6 +58,7 @@ def make_report(search: SearchBench, found: Found, rows: Sequence[ModelRow]) -> 
             LoadCommand("Export the best compromise again", f"nas export study={bench.config['study']} pick=knee"),
         ),
         notes=tuple(bench.notes),
+        goals=goals_of(search.objectives, search.limits),
     )
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TextIO
 
 from nas.evaluation.card import SECTIONS, Figure, ReportCard, figures
 from nas.evaluation.model_card import figure_row, format_share, format_value
-from nas.reports.tables import format_number, markdown_table, no_formula
+from nas.reports.raw import no_formula
+from nas.reports.tables import format_number, markdown_table
 
 if TYPE_CHECKING:
     from rich.table import Table

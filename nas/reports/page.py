@@ -16,6 +16,7 @@ from nas.reports.drawing import draw_subnet
 from nas.reports.figure_parts import Figure
 from nas.reports.figures import front_figure, predicted_vs_measured_figure, sensitivity_figure
 from nas.reports.tables import (
+    broken_note,
     describe,
     format_count,
     format_metric,
@@ -74,7 +75,7 @@ def render_page(report: Report, parts: StudyParts = NO_PARTS) -> str:
             "Up and to the left is better. Open circles are predictions with their intervals; filled marks are "
             "measurements of the exported models; stars are the teacher.",
         ),
-        section("models", "Models", _models_table(report)),
+        section("models", "Models", _models_table(report), broken_note(report)),
         section("architectures", "Architectures", _architectures(report) + parts.agreement, _DRAWING_NOTE),
         section("predictions", "Latency model", _predictions(report, figures["checks"]) + parts.latency),
         section(
@@ -118,6 +119,7 @@ def _header(report: Report) -> str:
         ("Device", processor),
         ("Workload", f"batch {workload.batch_size}, {workload.sequence_length} tokens, {workload.phase}"),
         ("Budget", "none" if report.budget_ms is None else f"{format_number(report.budget_ms)} ms"),
+        *([("Goals", "; ".join(map(str, report.goals)))] if report.goals else []),
         ("Trials", str(len(report.explored))),
         ("Written", report.created),
     ]

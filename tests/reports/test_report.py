@@ -20,6 +20,7 @@ from nas.reports.data import ExploredTrial, Interval, LoadCommand, ModelRow, Pre
 from nas.reports.drawing import describe_block, draw_subnet
 from nas.reports.figures import front_figure, predicted_vs_measured_figure, sensitivity_figure
 from nas.reports.page import render_page
+from nas.reports.raw import models_csv
 from nas.reports.report import render_markdown, write_report
 from nas.reports.tables import (
     describe,
@@ -27,7 +28,6 @@ from nas.reports.tables import (
     format_count,
     format_number,
     model_rows,
-    models_csv,
     print_table,
     terminal_table,
 )
