@@ -17,13 +17,13 @@ from nas.engine.pareto import check_pick
 from nas.engine.storage import OpensStorage
 from nas.reports.data import Report
 from nas.reports.report import DATA_NAME
+from nas.reports.tables import print_whole
 from search_spaces.subnet import SubnetConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 PICKS = ("knee", "fastest", "smallest")
-_PLAIN_WIDTH = 160
 
 
 def print_pareto(config: Mapping[str, Any], directory: Path) -> None:
@@ -44,16 +44,14 @@ def print_pareto(config: Mapping[str, Any], directory: Path) -> None:
     _, front, objectives = read_front(storage_of(config, directory), str(config["study"]), directory)
     measured = measured_latencies(directory)
     console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, _PLAIN_WIDTH)
     if chosen is None:
         members = shown(front, objectives, whole_number("count", config["count"], 1))
-        console.print(front_table(members, front, objectives, measured, str(config["study"])))
+        print_whole(front_table(members, front, objectives, measured, str(config["study"])), console)
         console.print(f"nas export study={config['study']} pick=knee   writes the best compromise again")
         return
     member = pick(front, objectives, chosen, config["under"] or None)
-    console.print(front_table([member], front, objectives, measured, str(config["study"])))
-    console.print(block_table(member.subnet))
+    print_whole(front_table([member], front, objectives, measured, str(config["study"])), console)
+    print_whole(block_table(member.subnet), console)
 
 
 def storage_of(config: Mapping[str, Any], directory: Path) -> OpensStorage:

@@ -105,7 +105,7 @@ def format_share(share: tuple[float, float, float]) -> str:
 
 
 def _metadata(card: ReportCard) -> str:
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import EvalResult
 
     task, kind = card.task, _PIPELINES.get(str(card.task["kind"]))
     teacher, metrics = str(card.model["teacher"]), [f for f in figures(card) if f.section == "quality"]
@@ -114,7 +114,7 @@ def _metadata(card: ReportCard) -> str:
         EvalResult(
             task_type=kind or str(task["kind"]),
             dataset_type=_slug(str(task["data"])),
-            dataset_name=_shown(task["data"]),
+            dataset_name=shown_name(task["data"]),
             dataset_split=str(task["split"]),
             metric_type=_HUB_METRICS.get(figure.name, figure.name),
             metric_name=figure.name,
@@ -123,19 +123,40 @@ def _metadata(card: ReportCard) -> str:
         for figure in own
         if figure.value is not None
     ]
-    data: Any = ModelCardData(
-        model_name=_slug(card.name),
+    return hub_metadata(
+        card.name,
+        str(task["kind"]),
+        teacher,
         library_name="transformers" if card.model["kind"] == "transformers" else "onnx",
-        pipeline_tag=kind,
-        base_model=teacher if _shown(teacher) == teacher else None,
-        tags=["hwnas", "compressed"],
         metrics=list(dict.fromkeys(_HUB_METRICS.get(figure.name, figure.name) for figure in own)),
         eval_results=results or None,
+    )
+
+
+def hub_metadata(name: str, kind: str, teacher: str, *, library_name: str = "transformers", **more: Any) -> str:
+    """The metadata block of a page of the hub, as YAML.
+
+    Args:
+        name: What people call the model.
+        kind: The task's kind.
+        teacher: What it was made of: told where it is a name on the hub, not a place on somebody's disk.
+        library_name: What loads it.
+        more: Further fields of `huggingface_hub.ModelCardData`.
+    """
+    from huggingface_hub import ModelCardData
+
+    data: Any = ModelCardData(
+        model_name=_slug(name),
+        library_name=library_name,
+        pipeline_tag=_PIPELINES.get(kind),
+        base_model=teacher if teacher and shown_name(teacher) == teacher else None,
+        tags=["hwnas", "compressed"],
+        **more,
     )
     return str(data.to_yaml()).strip()
 
 
-def _shown(place: Any) -> str:
+def shown_name(place: Any) -> str:
     """A hub's name as it is, of a local path the last part: a page shall not tell how somebody's disk is laid out."""
     name = str(place)
     return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".") else Path(name).name
@@ -152,7 +173,7 @@ def _summary(card: ReportCard) -> str:
         return ""
     figure = next(figure for figure in figures(card) if figure.name == main)
     value = format_value(figure.value, figure.interval)
-    data = escape_markdown(_shown(card.task["data"]))
+    data = escape_markdown(shown_name(card.task["data"]))
     text = f"{escape_markdown(main)} {value} on {counted(card)} of {data}"
     if figure.retention is not None:
         text += f": {format_share(figure.retention)} of its teacher's"
@@ -165,7 +186,7 @@ def _summary(card: ReportCard) -> str:
 def _details(card: ReportCard, architecture: str) -> str:
     lines = [
         f"- **Form:** {escape_markdown(card.model['kind'])}",
-        f"- **Teacher:** {escape_markdown(_shown(card.model['teacher']))}",
+        f"- **Teacher:** {escape_markdown(shown_name(card.model['teacher']))}",
         f"- **Task:** {escape_markdown(str(card.task['kind']).replace('_', ' '))}",
     ]
     return "## Model details\n\n" + "\n".join(lines) + (f"\n\n{architecture}" if architecture else "")
@@ -196,7 +217,7 @@ def _risks(card: ReportCard) -> str:
 def _evaluation(card: ReportCard) -> str:
     intro = (
         f"{counted(card)} of the split {escape_markdown(card.task['split'])} of "
-        f"{escape_markdown(_shown(card.task['data']))}. Brackets are bootstrap intervals of "
+        f"{escape_markdown(shown_name(card.task['data']))}. Brackets are bootstrap intervals of "
         f"{float(card.settings['intervals']['confidence']):.0%} over samples."
     )
     parts = ["## Evaluation", intro]

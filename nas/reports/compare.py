@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 from nas.evaluation.card import SECTIONS, Figure, ReportCard, figures
 from nas.evaluation.model_card import figure_row, format_share, format_value
 from nas.reports.raw import no_formula
-from nas.reports.tables import format_number, markdown_table
+from nas.reports.tables import format_number, markdown_table, print_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,10 +78,7 @@ def _print(
 ) -> None:
     from rich.console import Console
 
-    console = Console(file=stream)
-    if not console.is_terminal:
-        console.width = max(console.width, 220)  # Nothing in a file or a pipe is 80 columns wide.
-    console.print(_table(title, header, rows, numeric))
+    print_whole(_table(title, header, rows, numeric), Console(file=stream))
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int]) -> Table:

@@ -11,7 +11,10 @@ from nas.reports.data import Goal, Interval, MeasuredLatency, ModelRow, Predicto
 from search_spaces.subnet import SubnetConfig
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
+
+MOST_COLUMNS = 2000
 
 
 # Behind a value that breaks a limit of the search.
@@ -239,13 +242,20 @@ def terminal_table(report: Report) -> Table:
 
 
 def print_table(report: Report, stream: TextIO | None = None) -> None:
-    """Print the table of models; into a file or a pipe at full width, because nothing there is 80 columns wide."""
+    """Print the table of models."""
     from rich.console import Console
 
-    console = Console(file=stream)
+    print_whole(terminal_table(report), Console(file=stream))
+
+
+def print_whole(table: Table, console: Console) -> None:
+    """Print a table, into a file or a pipe as wide as it is: nothing there is 80 columns wide."""
+    from rich.measure import Measurement
+
     if not console.is_terminal:
-        console.width = max(console.width, 220)
-    console.print(terminal_table(report))
+        options = console.options.update(max_width=MOST_COLUMNS)
+        console.width = max(console.width, Measurement.get(console, options, table).maximum)
+    console.print(table)
 
 
 def escape_markdown(text: str) -> str:

@@ -239,6 +239,19 @@ class TestByName:
     def test_which_way_is_better(self, small: World, name: str, expected: bool) -> None:
         assert lower_is_better(name, small.task) is expected
 
+    def test_where_one_cannot_be_computed_the_others_stay(self, small: World) -> None:
+        told: list[str] = []
+        aspects = Aspects(fairness=Fairness(min_samples=100))
+        metrics = NamedMetrics(small.task, aspects, ["worst_group_accuracy", "ece"]).tolerant(told.append)
+        run = run_of(small, small.student)
+        outputs = predict(run, small.task, "test")
+        for _ in range(2):
+            found = metrics(run, "test", outputs, outputs)
+        assert np.isnan(found["worst_group_accuracy"])
+        assert found["ece"] > 0
+        assert len(told) == 1
+        assert "worst_group_accuracy is not known of the test split" in told[0]
+
     def test_groups_need_a_column(self, tmp_path: Any) -> None:
         with pytest.raises(ValueError, match=r"name their columns in `task.data.group_columns`"):
             NamedMetrics(tagging(tmp_path), Aspects(), ["worst_group_accuracy"])
