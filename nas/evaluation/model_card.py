@@ -228,7 +228,18 @@ def _evaluation(card: ReportCard) -> str:
             numeric = [False, True, True, True, False]
             table = markdown_table(["", "value", "teacher", "kept", "note"], rows, numeric)
             parts += [f"### {_TITLES[section]}", _NOTES[section], table]
+        if section == "calibration" and card.calibration:
+            parts += ["Of decisions with like confidence, the share that is right:", _reliability(card.calibration)]
     return "\n\n".join(part.strip() for part in parts)
+
+
+def _reliability(section: Mapping[str, Any]) -> str:
+    """The points of the reliability diagram."""
+    rows = [
+        [format_number(point["confidence"]), format_number(point["accuracy"]), str(point["samples"])]
+        for point in section["reliability"]
+    ]
+    return markdown_table(["mean confidence", "right", "decisions"], rows, [True, True, True])
 
 
 def _settings(card: ReportCard) -> str:

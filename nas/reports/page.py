@@ -14,7 +14,7 @@ from nas.reports.data import ModelRow, Report
 from nas.reports.document import document, figure_box, section, table
 from nas.reports.drawing import draw_subnet
 from nas.reports.figure_parts import Figure
-from nas.reports.figures import front_figure, predicted_vs_measured_figure, sensitivity_figure
+from nas.reports.figures import front_figure, predicted_vs_measured_figure, reliability_figure, sensitivity_figure
 from nas.reports.tables import (
     broken_note,
     describe,
@@ -65,6 +65,7 @@ def render_page(report: Report, parts: StudyParts = NO_PARTS) -> str:
         "front": parts.front or front_figure(report),
         "checks": predicted_vs_measured_figure(report),
         "sensitivity": sensitivity_figure(report),
+        "reliability": reliability_figure(report),
     }
     sections = [
         _header(report),
@@ -85,7 +86,7 @@ def render_page(report: Report, parts: StudyParts = NO_PARTS) -> str:
             "What the whole model loses when one block alone takes one variant.",
         ),
         section("search", "The search", parts.search, _SEARCH_NOTE),
-        section("cards", "Report cards", _cards(report), _CARDS_NOTE),
+        section("cards", "Report cards", _cards(report, figures["reliability"]), _CARDS_NOTE),
         section("load", "Load a model", _commands(report)),
         section("run", "The run", _run(report)),
     ]
@@ -185,7 +186,7 @@ def _predictions(report: Report, figure: Figure | None) -> str:
     return "".join(parts)
 
 
-def _cards(report: Report) -> str:
+def _cards(report: Report, reliability: Figure | None) -> str:
     """Report cards side by side, one table a section."""
     from nas.evaluation.card import ReportCard
     from nas.reports.compare import side_by_side
@@ -195,7 +196,9 @@ def _cards(report: Report) -> str:
     header, rows = side_by_side([ReportCard.from_dict(card) for card in report.cards])
     numeric = [False, *[True] * len(report.cards), False]
     return "".join(
-        f"<h3>{html.escape(section.capitalize())}</h3>" + table(header[1:], [row[1:] for row in some], numeric)
+        f"<h3>{html.escape(section.capitalize())}</h3>"
+        + table(header[1:], [row[1:] for row in some], numeric)
+        + (figure_box("reliability", "Reliability diagram", reliability) if section == "calibration" else "")
         for section, group in groupby(rows, key=lambda row: row[0])
         if (some := list(group))
     )

@@ -171,6 +171,20 @@ def test_labels_that_are_fewer_than_the_heads_are_told(small, place, capsys):
     assert "head has 4 classes" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("workload.sequence_length=512", "`workload.sequence_length` must be at most"),
+        ("protocol.burst=0", "`burst` must be a whole number >= 1, but got 0"),
+        ("+protocol.bursts=3", "bursts"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before_anything_is_judged(small, place, capsys, monkeypatch, wrong, said):
+    monkeypatch.setattr("nas.cards.JudgeBench._card", lambda *_: pytest.fail("judged"))
+    assert evaluate(place, f"candidate={place / 'student'}", "measure=true", wrong) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_models_of_one_name_are_told_apart():
     paths = ["a/x/model", "b/x/model", "/c/other", "a/x/model_int8.onnx", "b/x/model_int8.onnx", "a/x/model"]
     names = ["a/x/model", "b/x/model", None, "a/x/model_int8", "b/x/model_int8", "a/x/model"]

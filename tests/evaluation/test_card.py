@@ -83,6 +83,7 @@ def test_the_page_is_what_the_hub_reads(card: ReportCard, tmp_path: Path) -> Non
         assert f"## {heading}" in text
     assert "worst accuracy by group" in text.replace("\\", "")
     assert "2.00 times its speed" in text
+    assert "| mean confidence | right | decisions |" in text
     # No path of anybody's disk, and no markup of others.
     assert "/home/me" not in text
     assert "<script>" not in text
