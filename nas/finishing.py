@@ -227,7 +227,7 @@ class Finish:
 
         device = device_of_graphs(self.bench.device)
         whole = device.backend == "onnxruntime"
-        device = replace(device, precision="fp32" if whole else precision)
+        device = replace(device, precision="fp32" if whole else precision)  # type: ignore[arg-type]
         path = member.graphs[precision if whole else "fp32"]
         return Deployed(f"{member.name} {precision}", device, str(path))
 
