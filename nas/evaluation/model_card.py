@@ -43,8 +43,8 @@ _NOTES: Mapping[str, str] = {
     "lower is better, it is turned round, so that 100 % is as good as the teacher.",
     "calibration": "Whether a probability of 80 % is right in 80 % of the cases: `ece` (15 bins), `brier` and "
     "`nll` are better when lower.",
-    "fairness": "The worst of the groups, the gap between best and worst, and their ratio; of every resample, the "
-    "worst there, so that intervals reach below a value.",
+    "fairness": "The worst of the groups, the gap between best and worst, and their ratio. Towards worse, "
+    "intervals are of the worst of every resample; towards better, they hold for all groups at once.",
     "robustness": "The main measure on texts with changes that people read past; drops are against unchanged texts.",
     "efficiency": "Measured on the device that is named below, interleaved with the teacher.",
 }

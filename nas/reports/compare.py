@@ -69,7 +69,7 @@ def _cell(figure: Figure | None) -> str:
     if figure is None or figure.value is None:
         return "-"
     if figure.retention is not None:
-        return f"{format_number(figure.value)} ({format_share(figure.retention)})"
+        return f"{format_number(figure.value)}, {format_share(figure.retention)} kept"
     return format_value(figure.value, figure.interval)
 
 

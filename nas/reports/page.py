@@ -195,9 +195,14 @@ def _cards(report: Report, reliability: Figure | None) -> str:
         return ""
     header, rows = side_by_side([ReportCard.from_dict(card) for card in report.cards])
     numeric = [False, *[True] * len(report.cards), False]
+
+    def shown(rows: list[list[str]]) -> str:
+        last = None if any(row[-1] for row in rows) else -1  # No empty column of notes.
+        return table(header[1:last], [row[1:last] for row in rows], numeric[:last])
+
     return "".join(
         f"<h3>{html.escape(section.capitalize())}</h3>"
-        + table(header[1:], [row[1:] for row in some], numeric)
+        + shown(some)
         + (figure_box("reliability", "Reliability diagram", reliability) if section == "calibration" else "")
         for section, group in groupby(rows, key=lambda row: row[0])
         if (some := list(group))
