@@ -7,12 +7,13 @@ machine's drift while it was measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from latency_models.drift import DriftReport, detect
+from latency_models.drift import DriftReport, Segment, detect
 from latency_models.features import Floats, from_table
 from latency_models.predictors import MIN_ROWS, SubnetPredictor, auto
 from latency_models.profile import DeviceProfile
@@ -23,6 +24,7 @@ from search_spaces.subnet import SubnetConfig
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 SIZES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
 MAKE = Callable[[], SubnetPredictor]
+_ARRAYS = ("measured", "predicted", "lower", "upper")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,49 @@ class Trust:
         """Mean absolute error over the measured value, in percent."""
         return 100.0 * float(np.abs(self.errors).mean())
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that ``from_dict`` reads back exactly."""
+        arrays = {name: [float(value) for value in getattr(self, name)] for name in _ARRAYS}
+        drift = self.drift and {**self.drift.to_dict(), "levels": [float(level) for level in self.drift.levels]}
+        return {
+            **arrays,
+            "reference_drift": [None if np.isnan(value) else float(value) for value in self.reference_drift],
+            "subnets": [subnet.to_dict() for subnet in self.subnets],
+            "confidence": self.confidence,
+            "coverage": [list(pair) for pair in self.coverage],
+            "learning": [asdict(point) for point in self.learning],
+            "drift": drift,
+            "folds": self.folds,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Trust:
+        """Rebuild from plain data.
+
+        Raises:
+            ValueError: They do not fit.
+        """
+        try:
+            drift = data["drift"] and DriftReport(
+                segments=tuple(Segment(**segment) for segment in data["drift"]["segments"]),
+                autocorrelation=float(data["drift"]["autocorrelation"]),
+                spread=float(data["drift"]["spread"]),
+                levels=np.array(data["drift"]["levels"], dtype=np.float64),
+            )
+            reference = [np.nan if value is None else value for value in data["reference_drift"]]
+            return cls(
+                subnets=tuple(SubnetConfig.from_dict(subnet) for subnet in data["subnets"]),
+                confidence=float(data["confidence"]),
+                coverage=tuple((float(aim), float(share)) for aim, share in data["coverage"]),
+                learning=tuple(CurvePoint(**point) for point in data["learning"]),
+                reference_drift=np.array(reference, dtype=np.float64),
+                drift=drift or None,
+                folds=int(data["folds"]),
+                **{name: np.array(data[name], dtype=np.float64) for name in _ARRAYS},
+            )
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"trust: the data do not fit ({type(error).__name__}: {error}).") from error
+
 
 def cross_validate(
     profile: DeviceProfile,
@@ -101,7 +146,8 @@ def cross_validate(
         make: Makes an unfitted predictor; `auto` by default.
         confidence: Of the bounds.
         folds: Parts of the cross-validation; fewer where there are few rows.
-        repeats: Random choices of rows for each point of the learning curve.
+        repeats: Random choices of rows for each point of the learning curve; 0 leaves it out, which takes most of the
+            time; see `with_learning`.
         seed: Of the parts and choices.
 
     Raises:
@@ -136,18 +182,28 @@ def cross_validate(
         upper=values[0, 2],
         confidence=confidence,
         coverage=tuple((level, float(share)) for level, share in zip(CONFIDENCES, inside, strict=True)),
-        learning=tuple(_learning(subnets, measured, make, repeats, generator)),
+        learning=tuple(_learning(subnets, measured, make, repeats, seed)) if repeats else (),
         reference_drift=np.array([np.nan if value is None else value for value in drifts]),
         drift=_drift(shape, workload, subnets, measured),
         folds=len(np.unique(part)),
     )
 
 
-def _learning(
-    subnets: list[SubnetConfig], measured: Floats, make: MAKE, repeats: int, generator: np.random.Generator
-) -> list[CurvePoint]:
+def with_learning(trust: Trust, make: MAKE, *, repeats: int = 3, seed: int = 0) -> Trust:
+    """The same with its learning curve, as `cross_validate` draws it.
+
+    Args:
+        trust: Without one.
+        make: Makes an unfitted predictor.
+        repeats: Random choices of rows for each point.
+        seed: Of the choices.
+    """
+    return replace(trust, learning=tuple(_learning(list(trust.subnets), trust.measured, make, repeats, seed)))
+
+
+def _learning(subnets: list[SubnetConfig], measured: Floats, make: MAKE, repeats: int, seed: int) -> list[CurvePoint]:
     """Predictors fitted to fewer rows, judged on at most 32 of those left out."""
-    points = []
+    points, generator = [], np.random.default_rng([seed, 1])
     for size in (size for size in SIZES if MIN_ROWS <= size <= len(subnets) - 4):
         errors = []
         for _ in range(repeats):

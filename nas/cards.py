@@ -20,6 +20,7 @@ from nas.tasks.cache import content_key
 from nas.workbench import Workbench
 
 if TYPE_CHECKING:
+    from latency_models.profiler import Profiler
     from nas.evaluation.evaluate import Run
     from nas.evaluation.judge import Judge
 
@@ -65,6 +66,9 @@ class JudgeBench:
 
     def cards(self, subjects: Sequence[Subject]) -> list[ReportCard]:
         """One report card a model, measured together where anything is measured."""
+        if self.settings["measure"]:
+            # What cannot be measured is told now, not after minutes of judging.
+            _ = self._profiler, self.bench.workload
         cards = [self._card(subject) for subject in subjects]
         if not self.settings["measure"]:
             return cards
@@ -94,7 +98,7 @@ class JudgeBench:
             judge.listen(lambda text: bar.advance(text=text))
             run, batch_size = self._run(subject)
             model = judge.run(run, batch_size)
-            data = self.bench.config["task"]["data"]
+            data, (samples, unit) = self.bench.config["task"]["data"], judge.judged_on
             return ReportCard(
                 name=subject.name,
                 model={"path": subject.path, "kind": subject.kind, "teacher": self.teacher.path},
@@ -102,7 +106,8 @@ class JudgeBench:
                     "kind": task.kind,
                     "data": str(data["path"]),
                     "split": self.split,
-                    "samples": task.samples.size(self.split),
+                    "samples": samples,
+                    "unit": unit,
                     "measure": task.quality,
                 },
                 settings=asdict(self.aspects),
@@ -138,14 +143,24 @@ class JudgeBench:
 
     # -- efficiency -------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _profiler(self) -> Profiler:
+        """The measurement protocol.
+
+        Raises:
+            ValueError: An option of it is unknown or out of range.
+        """
+        from latency_models.profiler import Profiler
+
+        check_arguments(Profiler, self.settings["protocol"])
+        return Profiler(**self.settings["protocol"], seed=self.bench.seed)
+
     def _efficiency(self, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
         """Costs of all models, interleaved with the teacher as the reference."""
         from latency_models.deployed import device_of_graphs
-        from latency_models.profiler import Profiler
         from nas.evaluation.efficiency import GraphSubject, measure_efficiency
 
-        bench, settings = self.bench, self.settings["protocol"]
-        check_arguments(Profiler, settings)
+        bench = self.bench
         # Graphs carry their precision.
         device = replace(device_of_graphs(bench.device), precision="fp32")
         with tempfile.TemporaryDirectory() as folder, bench.progress("Measuring") as bar:
@@ -161,7 +176,7 @@ class JudgeBench:
                 device,
                 bench.workload,
                 bench.task.example_inputs(bench.workload),
-                Profiler(**settings, seed=bench.seed),
+                self._profiler,
                 memory=bool(self.settings["memory"]),
                 say=lambda text: bar.advance(text=text),
             )

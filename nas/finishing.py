@@ -4,54 +4,28 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latency_models.measurement import speedup
 from nas.engine.candidates import Candidate, shown
+from nas.engine.costs import THROUGHPUT
 from nas.export.artefacts import MIXED
 from nas.finalists import Budget, distil_finalist
+from nas.finished import OWN_COLUMN, FinalMetrics, Member, finished_costs, latency_of, speedup_of, write_model_metrics
 from nas.reporting import make_report
-from nas.reports.data import (
-    Interval,
-    MeasuredLatency,
-    ModelRow,
-    Report,
-)
+from nas.reports.data import Interval, ModelRow, Report
 from nas.searching import Found, SearchBench
 from search_spaces.cost import cost
 from search_spaces.subnet import SubnetConfig
 
 if TYPE_CHECKING:
+    from latency_models.deployed import Deployed
     from latency_models.measurement import Measurement
 
 PRECISIONS = ("fp32", "int8")
 _SAME_PACE = 0.03
-
-
-@dataclass(frozen=True)
-class Member:
-    """One model on its way into the report.
-
-    Args:
-        name: What people call it.
-        role: ``teacher`` or ``front``.
-        subnet: Its architecture.
-        directory: Folder with its graphs.
-        graphs: Precision -> ONNX file.
-        predicted: Predicted latency, or None.
-        metrics: Precision -> metrics on the test split.
-    """
-
-    name: str
-    role: Any
-    subnet: SubnetConfig
-    directory: Path
-    graphs: dict[str, Path]
-    predicted: Interval | None
-    metrics: dict[str, dict[str, float]]
 
 
 class Finish:
@@ -79,7 +53,17 @@ class Finish:
                 members.append(self._member(index, candidate, distilled=candidate.number in distilled))
                 bar.advance(text=members[-1].name)
         rows = self._measure(members)
+        self._write_metrics(members, rows)
         return make_report(self.search, found, rows)
+
+    def _write_metrics(self, members: Sequence[Member], rows: Sequence[ModelRow]) -> None:
+        """Tell of every exported model, in its own folder, what is known of it."""
+        bench = self.bench
+        for member in (member for member in members if member.role == "front"):
+            told = {"study": bench.config["study"], "trial": member.trial}
+            told |= {"device": self.device.fingerprint, "workload": bench.workload.to_dict()}
+            own = [row for row in rows if row.name == member.name]
+            write_model_metrics(member.directory, own, member.intervals, bench.task.quality, told)
 
     def _distilled(self, chosen: Sequence[Candidate]) -> set[int]:
         """Numbers of the members that are distilled: the fastest ones but the very fastest where there are more."""
@@ -107,7 +91,9 @@ class Finish:
         with self.bench.stage("export teacher"):
             write_graphs(self.bench.teacher, self.bench.task, directory, PRECISIONS, self._teacher_graph())
         subnet = self.bench.space.teacher
-        return self._described("teacher", "teacher", subnet, directory, None, self.bench.teacher)
+        costs = {name: values[0] for name, values in self.search.costs.of(subnet).items()}
+        member = self._described("teacher", "teacher", subnet, directory, None, self.bench.teacher)
+        return replace(member, costs=costs)
 
     def _teacher_graph(self) -> Any:
         return self.device.graph(self.bench.space.teacher)
@@ -122,7 +108,9 @@ class Finish:
         self._export(model, subnet, name, directory)
         predicted = candidate.predicted.get("latency_ms")
         interval = Interval(*predicted) if predicted else None
-        return self._described(name, "front", subnet, directory, interval, model)
+        costs = {name: values[0] for name, values in candidate.predicted.items()}
+        member = self._described(name, "front", subnet, directory, interval, model)
+        return replace(member, trial=candidate.number, costs=costs)
 
     def _export(self, model: Any, subnet: SubnetConfig, name: str, directory: Path) -> None:
         """Write a folder, in fp32 alone where the model does not bear quantisation: the other members are not lost."""
@@ -173,12 +161,16 @@ class Finish:
         graphs = {name: file for name in names if (file := directory / GRAPHS[name]).is_file()}
         teacher, threads = bench.evaluator.teacher, bench.device.threads
         # In fp32, as exported: a search may compare candidates in whatever precision is fastest.
-        metrics = {"fp32": evaluate_model(model, bench.task, teacher, "test")}
+        more = FinalMetrics.of(bench)
+        metrics = {"fp32": evaluate_model(model, bench.task, teacher, "test", extras=more)}
+        intervals = {"fp32": more.interval}
         for precision in (name for name in graphs if name != "fp32"):
             run = onnx_run(str(graphs[precision]), bench.task, threads)
             # Dynamic quantisation scales activations over the whole batch, so it is judged text by text, as deployed.
-            metrics[precision] = evaluate_run(run, bench.task, teacher, "test", batch_size=1)
-        return Member(name, role, subnet, directory, graphs, predicted, metrics)
+            metrics[precision] = evaluate_run(run, bench.task, teacher, "test", batch_size=1, extras=more)
+            intervals[precision] = more.interval
+        known = {precision: interval for precision, interval in intervals.items() if interval is not None}
+        return Member(name, role, subnet, directory, graphs, predicted, metrics, known)
 
     # -- latency ----------------------------------------------------------------------------------------------------
 
@@ -228,14 +220,16 @@ class Finish:
         ONNX Runtime, which also stands in for a runtime that takes modules, runs the exported graph of that precision;
         others have kinds of int8 of their own, and bring the fp32 graph to it.
         """
-        from latency_models.backends.base import make_backend
-        from latency_models.deployed import device_of_graphs
+        return self._deployed(member, precision).job(self.device.inputs)
+
+    def _deployed(self, member: Member, precision: str) -> Deployed:
+        from latency_models.deployed import Deployed, device_of_graphs
 
         device = device_of_graphs(self.bench.device)
         whole = device.backend == "onnxruntime"
-        backend = make_backend(replace(device, precision="fp32" if whole else precision))  # type: ignore[arg-type]
+        device = replace(device, precision="fp32" if whole else precision)  # type: ignore[arg-type]
         path = member.graphs[precision if whole else "fp32"]
-        return lambda: backend.compile(str(path), self.device.inputs)
+        return Deployed(f"{member.name} {precision}", device, str(path))
 
     def _measured_elsewhere(self, keys: Sequence[tuple[Member, str]], teacher: Member) -> list[ModelRow]:
         """Rows of a device that is another machine: measured there where it answers, else without measurements."""
@@ -261,18 +255,23 @@ class Finish:
             metrics=member.metrics[precision],
             precision=precision,
             predicted_ms=predicted,
-            measured=None if measured is None else _latency(measured),
-            speedup_fp32=None if measured is None else _speedup(measured, self.bench.seed),
-            speedup_int8=None if int8 is None else _speedup(int8, self.bench.seed),
+            measured=None if measured is None else latency_of(measured),
+            speedup_fp32=None if measured is None else speedup_of(measured, self.bench.seed),
+            speedup_int8=None if int8 is None else speedup_of(int8, self.bench.seed),
             size_mb=member.graphs[precision].stat().st_size / 1e6,
             directory=str(member.directory),
+            costs=self._costs(member, precision, measured, searched),
         )
 
+    def _costs(self, member: Member, precision: str, measured: Measurement | None, searched: str) -> dict[str, float]:
+        """Costs beside latency that goals and constraints name: of what was searched as it was known there."""
+        from latency_models.backends.base import as_arrays
 
-def _latency(measured: Measurement) -> MeasuredLatency:
-    return MeasuredLatency(measured.p50, measured.minimum, measured.p90, measured.n)
-
-
-def _speedup(measured: Measurement, seed: int) -> Interval | None:
-    found = speedup(measured, seed)
-    return None if found is None else Interval(found.value, found.low, found.high)
+        objectives, bench = self.search.objectives, self.bench
+        names = {*objectives.goals, *objectives.constraints} & {*OWN_COLUMN}
+        found = {name: value for name, value in member.costs.items() if name in names and precision == searched}
+        if names and measured is not None:
+            model, inputs = self._deployed(member, precision), as_arrays(self.device.inputs)
+            local = names if bench.device.transport == "local" else names & {THROUGHPUT}
+            found |= finished_costs(local, model, inputs, bench.workload.batch_size, measured.p50, bench.say)
+        return found

@@ -12,18 +12,18 @@ from nas.config import build, whole_number
 from nas.engine.candidates import Candidate, candidates_of, nearest_to_feasible, pareto_front, pick, shown
 from nas.engine.costs import ANALYTIC
 from nas.engine.errors import InfeasibleError
-from nas.engine.limits import Objectives
+from nas.engine.limits import Objectives, parse_limit
 from nas.engine.pareto import check_pick
 from nas.engine.storage import OpensStorage
 from nas.reports.data import Report
 from nas.reports.report import DATA_NAME
+from nas.reports.tables import print_whole
 from search_spaces.subnet import SubnetConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 PICKS = ("knee", "fastest", "smallest")
-_PLAIN_WIDTH = 160
 
 
 def print_pareto(config: Mapping[str, Any], directory: Path) -> None:
@@ -44,16 +44,14 @@ def print_pareto(config: Mapping[str, Any], directory: Path) -> None:
     _, front, objectives = read_front(storage_of(config, directory), str(config["study"]), directory)
     measured = measured_latencies(directory)
     console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, _PLAIN_WIDTH)
     if chosen is None:
         members = shown(front, objectives, whole_number("count", config["count"], 1))
-        console.print(front_table(members, front, objectives, measured, str(config["study"])))
+        print_whole(front_table(members, front, objectives, measured, str(config["study"])), console)
         console.print(f"nas export study={config['study']} pick=knee   writes the best compromise again")
         return
     member = pick(front, objectives, chosen, config["under"] or None)
-    console.print(front_table([member], front, objectives, measured, str(config["study"])))
-    console.print(block_table(member.subnet))
+    print_whole(front_table([member], front, objectives, measured, str(config["study"])), console)
+    print_whole(block_table(member.subnet), console)
 
 
 def storage_of(config: Mapping[str, Any], directory: Path) -> OpensStorage:
@@ -91,7 +89,7 @@ def read_front(
         ) from None
     finally:
         opened.disconnect()
-    objectives = Objectives(dict(zip(names, directions, strict=True)))
+    objectives = Objectives(dict(zip(names, directions, strict=True)), _limits(study.user_attrs.get("context")))
     found = candidates_of(trials, objectives)
     front = pareto_front(found, objectives)
     if not front:
@@ -99,6 +97,19 @@ def read_front(
         nearest = nearest_to_feasible(found)
         raise InfeasibleError(f"study {name!r}: none of its {ended} trials keeps to all constraints; {nearest}.")
     return found, front, objectives
+
+
+def _limits(context: Any) -> dict[str, float | str]:
+    """The constraints in numbers, as the search wrote them into its study: ``latency_ms <= 12``."""
+    found: dict[str, float | str] = {}
+    try:
+        texts = [str(text).split(maxsplit=1) for text in json.loads(context)["constraints"].values()]
+        for name, limit in texts:
+            parse_limit(name, limit)
+            found[name] = limit
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}  # Another program wrote the study, or an older one.
+    return found
 
 
 def measured_latencies(directory: Path) -> dict[SubnetConfig, dict[str, float]]:
@@ -132,16 +143,17 @@ def front_table(
     picks: dict[int, list[str]] = {}
     for name in PICKS:
         picks.setdefault(pick(front, objectives, name).number, []).append(name)
-    names = [name for name in objectives.goals if name not in front[0].predicted]
-    costs = [name for name in front[0].predicted if name not in ANALYTIC]
+    asked = dict.fromkeys([*objectives.goals, *objectives.constraints])
+    names = [name for name in asked if name not in front[0].predicted]
+    costs = [name for name in front[0].predicted if name not in ANALYTIC or (name in asked and name == "weight_mb")]
     precisions = sorted({precision for row in measured.values() for precision in row})
     distilled = any(member.steps for member in members)
     headings = [
         "trial",
-        *names,
-        *(f"{name} [low, high]" for name in costs),
-        "parameters",
-        "MACs",
+        *(_wanted(name, name, objectives) for name in names),
+        *(_wanted(name, f"{name} [low, high]", objectives) for name in costs),
+        _wanted("parameters", "parameters", objectives),
+        _wanted("macs", "MACs", objectives),
         *(["steps"] if distilled else []),
         *(f"measured {precision} ms" for precision in precisions),
         "pick",
@@ -153,7 +165,7 @@ def front_table(
         took = measured.get(member.subnet, {})
         table.add_row(
             str(member.number),
-            *(f"{member.values[name]:.4g}" for name in names),
+            *(f"{member.numbers[name]:.4g}" if name in member.numbers else "-" for name in names),
             *(_interval(member.predicted[name]) for name in costs),
             f"{member.number_of('parameters') / 1e6:.3g} M",
             f"{member.number_of('macs') / 1e6:.4g} M",
@@ -162,6 +174,12 @@ def front_table(
             ", ".join(picks.get(member.number, [])),
         )
     return table
+
+
+def _wanted(name: str, title: str, objectives: Objectives) -> str:
+    """A heading with what was asked for under its name: ``latency_ms [low, high], min, <= 12``."""
+    direction, limit = objectives.goals.get(name, ""), objectives.constraints.get(name, "")
+    return ", ".join(part for part in (title, direction[:3], str(limit)) if part)
 
 
 def block_table(subnet: SubnetConfig) -> Table:

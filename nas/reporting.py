@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from nas.evaluation.aspects import lower_is_better
+from nas.evaluation.evaluate import judged_on
+from nas.finished import goals_of
 from nas.reports.data import ExploredTrial, LoadCommand, ModelRow, Report, Sensitivity
 from nas.searching import Found, SearchBench
+from nas.workbench import Workbench
 
 
 def make_report(search: SearchBench, found: Found, rows: Sequence[ModelRow]) -> Report:
@@ -36,7 +39,7 @@ def make_report(search: SearchBench, found: Found, rows: Sequence[ModelRow]) -> 
         study=str(bench.config["study"]),
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         teacher=str(bench.config["model"]["path"]),
-        task=f"{bench.task.kind}, {bench.task.samples.size('test')} texts that neither calibration nor search saw",
+        task=f"{bench.task.kind}, {_judged_on(bench)} that neither calibration nor search saw",
         quality=quality,
         higher_is_better=not lower_is_better(quality, bench.task),
         device=dict(device.fingerprint),
@@ -55,7 +58,14 @@ def make_report(search: SearchBench, found: Found, rows: Sequence[ModelRow]) -> 
             LoadCommand("Export the best compromise again", f"nas export study={bench.config['study']} pick=knee"),
         ),
         notes=tuple(bench.notes),
+        goals=goals_of(search.objectives, search.limits),
     )
+
+
+def _judged_on(bench: Workbench) -> str:
+    """How many of what the models were judged on: ``2000 pairs``."""
+    teacher = bench.evaluator.teacher.main("test")
+    return " ".join(map(str, judged_on(bench.task, bench.task.tables("test", teacher, teacher), "test")))
 
 
 def _sensitivity(search: SearchBench) -> Sensitivity | None:

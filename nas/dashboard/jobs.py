@@ -48,6 +48,21 @@ class Jobs:
                 self._thread.start()
             return Result()
 
+    def known(self, key: Hashable, read: Callable[[], Any]) -> Any:
+        """What is read at once, in a moment, and remembered once there is any.
+
+        Args:
+            key: Everything that it depends on.
+            read: Gives None where there is nothing yet.
+        """
+        with self._lock:
+            if key in self._results:
+                return self._results[key].value
+        if (value := read()) is not None:
+            with self._lock:
+                self._results[key] = Result(value, done=True)
+        return value
+
     def wait(self) -> None:
         """Return when nothing is waited for any more; for tests and scripts."""
         while (thread := self._thread) is not None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nas.dashboard.studies import Study
-from nas.reports.tables import no_formula
+from nas.reports.raw import no_formula
 
 
 def trials_csv(studies: Sequence[Study]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from nas.evaluation.substitution import COUNTERFACTUAL
 from nas.tasks.task import Outputs, Task
 
 if TYPE_CHECKING:
-    from nas.evaluation.evaluate import Run
+    from nas.evaluation.evaluate import Extras, Run
 
 ROBUSTNESS = (WORST_DROP, MEAN_DROP)
 
@@ -93,22 +94,42 @@ class NamedMetrics:
             batch_size: Samples of one forward pass.
         """
         found: dict[str, float] = {}
-        if not self.names:
-            return found
-        tables = self.task.tables(split, outputs, teacher)
         for name in self.names:
-            if name in found:
-                continue
-            if name in _CALIBRATION:
-                found[name] = _CALIBRATION[name](tables)
-            elif name in ROBUSTNESS:
-                found |= drops_of(run, self._perturbed(split), outputs, teacher, batch_size)
-            elif name in _COUNTERFACTUAL:
-                rows = self._exchanged(split).compared(run, batch_size)
-                found |= {name: measure.compute(rows) for name, measure in _COUNTERFACTUAL.items()}
-            else:
-                found |= self._groups(name, split, tables)
+            if name not in found:
+                found |= self._found(name, run, split, outputs, teacher, batch_size)
         return {name: found[name] for name in self.names}
+
+    def tolerant(self, say: Callable[[str], None]) -> Extras:
+        """The same, but a metric that cannot be computed is not a number, and told once: the others are not lost."""
+        told: set[str] = set()
+
+        def metrics(run: Run, split: str, outputs: Outputs, teacher: Outputs, batch_size: int = 64) -> dict[str, float]:
+            found: dict[str, float] = {}
+            for name in self.names:
+                try:
+                    found |= {} if name in found else self._found(name, run, split, outputs, teacher, batch_size)
+                except ValueError as error:
+                    found[name] = math.nan
+                    if name not in told:
+                        told.add(name)
+                        say(f"{name} is not known of the {split} split: {error}")
+            return {name: found[name] for name in self.names}
+
+        return metrics
+
+    def _found(
+        self, name: str, run: Run, split: str, outputs: Outputs, teacher: Outputs, batch_size: int
+    ) -> dict[str, float]:
+        """A metric, and those that come with it."""
+        if name in ROBUSTNESS:
+            return drops_of(run, self._perturbed(split), outputs, teacher, batch_size)
+        if name in _COUNTERFACTUAL:
+            rows = self._exchanged(split).compared(run, batch_size)
+            return {name: measure.compute(rows) for name, measure in _COUNTERFACTUAL.items()}
+        tables = self.task.tables(split, outputs, teacher)
+        if name in _CALIBRATION:
+            return {name: _CALIBRATION[name](tables)}
+        return self._groups(name, split, tables)
 
     def _groups(self, name: str, split: str, tables: Tables) -> dict[str, float]:
         prefix = next(prefix for prefix in PREFIXES if name.startswith(prefix))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.evaluation.metrics import Floats, Measure, Rows
+from nas.evaluation.metrics import POSITIVE, SHARE, Floats, Measure, Rows
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,11 +56,11 @@ def negative_log_likelihood(rows: Rows) -> float:
 
 
 CALIBRATION = tuple(
-    Measure(name, compute, higher_is_better=False, needs=("labels", "probabilities"))
-    for name, compute in (
-        ("ece", expected_calibration_error),
-        ("brier", brier_score),
-        ("nll", negative_log_likelihood),
+    Measure(name, compute, higher_is_better=False, needs=("labels", "probabilities"), span=span)
+    for name, compute, span in (
+        ("ece", expected_calibration_error, SHARE),
+        ("brier", brier_score, POSITIVE),
+        ("nll", negative_log_likelihood, POSITIVE),
     )
 )
 

@@ -26,7 +26,7 @@ class ReportCard:
     Args:
         name: What people call the model.
         model: Path or hub name; ``kind`` (``transformers`` or ``onnx``) and ``teacher`` beside it.
-        task: Kind, data, split, samples and main measure.
+        task: Kind, data, split, main measure, and how many samples of which unit it was computed of.
         settings: Of intervals, fairness and robustness: with them, the same model gives the same numbers.
         quality: Every measure with interval, teacher's value and retention; McNemar's test.
         calibration: Of probabilities; None without any.
@@ -98,7 +98,7 @@ class Figure:
     Args:
         section: Where it stands.
         name: Its name.
-        value: The number.
+        value: The number; None where it cannot be computed: then the note says why.
         interval: Where it begins and ends, or None.
         teacher: The teacher's own number, or None.
         retention: Share of the teacher's that is kept, with its interval, or None.
@@ -107,7 +107,7 @@ class Figure:
 
     section: str
     name: str
-    value: float
+    value: float | None
     interval: tuple[float, float] | None = None
     teacher: float | None = None
     retention: tuple[float, float, float] | None = None
@@ -116,7 +116,9 @@ class Figure:
 
 def figures(card: ReportCard) -> list[Figure]:
     """The card's numbers, one by one, in the order in which tables show them."""
-    found = [_estimated("quality", name, entry) for name, entry in card.quality["metrics"].items()]
+    found = [
+        _estimated("quality", name, entry, _counted(card, entry)) for name, entry in card.quality["metrics"].items()
+    ]
     if test := card.quality.get("mcnemar"):
         note = f"{test['own_only']} samples only it got right, {test['teacher_only']} only its teacher"
         found.append(Figure("quality", "McNemar p", test["p_value"], note=note))
@@ -124,6 +126,16 @@ def figures(card: ReportCard) -> list[Figure]:
     found += _fairness(card.fairness or {})
     found += _robustness(card.robustness or {})
     return found + _efficiency(card.efficiency or {})
+
+
+def counted(card: ReportCard) -> str:
+    """How many of what the main measure was computed of: ``2000 pairs``."""
+    return f"{card.task['samples']} {card.task.get('unit', 'samples')}"
+
+
+def _counted(card: ReportCard, entry: Mapping[str, Any]) -> str:
+    """What a measure was computed of, where that is not what the main one was."""
+    return "" if entry["samples"] == card.task["samples"] else f"of {entry['samples']} texts"
 
 
 def _estimated(section: str, name: str, entry: Mapping[str, Any], note: str = "") -> Figure:
@@ -160,25 +172,28 @@ def _fairness(section: Mapping[str, Any]) -> list[Figure]:
     found: list[Figure] = []
     told: set[str] = set()
     for column in section.get("columns", ()):
-        small = [group["name"] for group in column["groups"] if group["too_small"]]
-        note = f"too small for a claim, left out: {', '.join(small)}" if small else ""
+        left = [group["name"] for group in column["groups"] if group["too_small"] or group["score"] is None]
+        note = f"left out, too small for a claim: {', '.join(left)}" if left else ""
         if column["column"] not in told:  # The main measure comes first; of the others, the groups are in the file.
             told.add(column["column"])
             found += _groups(column)
         for name, title in (("worst", "worst"), ("gap", "gap of"), ("ratio", "ratio of")):
             group = f"group {column['worst_group']}" if name == "worst" else ""
             value, teacher = column[name], column["teacher"][name]
-            if value["value"] is not None and math.isfinite(value["value"]):
-                found.append(
-                    Figure(
-                        "fairness",
-                        f"{title} {column['measure']} by {column['column']}",
-                        value["value"],
-                        _bounds(value),
-                        teacher["value"],
-                        note="; ".join(part for part in (group, note) if part),
-                    )
+            known = value["value"] is not None and math.isfinite(value["value"])
+            if not known and name != "worst":
+                continue  # Told once a measure.
+            said = group if known else "nothing is claimed: fewer than two groups are large enough"
+            found.append(
+                Figure(
+                    "fairness",
+                    f"{title} {column['measure']} by {column['column']}",
+                    value["value"] if known else None,
+                    _bounds(value),
+                    teacher["value"] if known else None,
+                    note="; ".join(part for part in (said, note) if part),
                 )
+            )
     for name, entry in section.get("substitution", {}).get("metrics", {}).items():
         found.append(_estimated("fairness", name, entry, f"{entry['samples']} texts with identity terms"))
     return found
@@ -186,18 +201,17 @@ def _fairness(section: Mapping[str, Any]) -> list[Figure]:
 
 def _groups(column: Mapping[str, Any]) -> list[Figure]:
     """The groups of a column one by one, the largest where there are many."""
-    known = [group for group in column["groups"] if group["score"] is not None]
-    shown = sorted(known, key=lambda group: -group["samples"])[:MOST_GROUPS]
-    return [
-        _estimated(
-            "fairness",
-            f"{column['measure']} of {column['column']} {group['name']}",
-            group["score"],
-            f"{group['samples']} samples" + (", too few for a claim" if group["too_small"] else ""),
-        )
-        for group in known
-        if group in shown
-    ]
+    shown = sorted(column["groups"], key=lambda group: -group["samples"])[:MOST_GROUPS]
+    found = []
+    for group in (group for group in column["groups"] if group in shown):
+        name, size = f"{column['measure']} of {column['column']} {group['name']}", group["samples"]
+        note = f"{size or 'no'} {'sample' if size == 1 else 'samples'}"
+        note += ", too few for a claim" if group["too_small"] else ""
+        if group["score"] is None:
+            found.append(Figure("fairness", name, None, note=note if size < 2 else f"{note}, cannot be computed"))
+        else:
+            found.append(_estimated("fairness", name, group["score"], note))
+    return found
 
 
 def _robustness(section: Mapping[str, Any]) -> list[Figure]:

@@ -6,21 +6,24 @@ every figure stands beside the teacher's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.evaluation.intervals import Estimate, Interval, Resampling, Values, estimate
-from nas.evaluation.metrics import Measure, Rows, ratio_of, take
+from nas.evaluation.intervals import Estimate, Interval, Resampling, Values, estimate, held
+from nas.evaluation.metrics import POSITIVE, SHARE, Measure, Rows, ratio_of, take
 from nas.evaluation.substitution import Substitution
 
 Groups = Mapping[str, Sequence[str]]
 # What a name in front of a metric's asks for: `worst_group_accuracy`.
 WORST, GAP, RATIO = "worst_group_", "group_gap_", "group_ratio_"
 PREFIXES = (WORST, GAP, RATIO)
+# Natural logarithm beyond which a factor says nothing.
+_LARGEST = 700.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,8 @@ class Fairness:
 
 # Of classifiers with two classes, the second of which is the positive one; the rest have no such columns.
 RATES = (
-    ratio_of("false_positive_rate", "accused", "negatives", higher_is_better=False),
-    ratio_of("false_negative_rate", "missed", "positives", higher_is_better=False),
+    ratio_of("false_positive_rate", "accused", "negatives", higher_is_better=False, span=SHARE),
+    ratio_of("false_negative_rate", "missed", "positives", higher_is_better=False, span=SHARE),
 )
 
 
@@ -64,7 +67,8 @@ class GroupScore:
         name: The group's value in its column.
         samples: How many there are.
         too_small: Whether they are too few for a claim: such groups are shown, and count nowhere.
-        score: The measure of this group alone; None where it cannot be computed.
+        score: The measure of this group alone; None where it cannot be computed: of fewer than two samples, or where
+            none of them has what the measure is of.
     """
 
     name: str
@@ -152,6 +156,7 @@ def disparity(
     *,
     min_samples: int = 50,
     resampling: Resampling | None = None,
+    known: Collection[str] = (),
 ) -> Disparity:
     """A measure by group, with intervals, beside the teacher's.
 
@@ -163,24 +168,24 @@ def disparity(
         groups: Each sample's group.
         min_samples: Groups with fewer samples are shown, but nothing is claimed of them.
         resampling: How intervals are drawn: within every group, so that all keep their size.
+        known: Groups that are there elsewhere: those without a sample here are shown, too.
     """
-    resampling = resampling or Resampling()
+    resampling, places = resampling or Resampling(), np.asarray(groups)
     drawn = {
-        name: _drawn(measure, own, teacher, np.flatnonzero(np.asarray(groups) == name), resampling)
-        for name in sorted(set(groups))
+        name: _drawn(measure, own, teacher, np.flatnonzero(places == name), resampling.part(number))
+        for number, name in enumerate(sorted({*groups, *known}))
     }
     scores = tuple(
         GroupScore(name, group.samples, group.samples < min_samples, group.score) for name, group in drawn.items()
     )
-    large = [name for name, group in drawn.items() if group.samples >= min_samples]
+    # Those of which the measure can be computed at all, as Fairlearn's frame does it.
+    large = [name for name, group in drawn.items() if group.samples >= min_samples and group.score is not None]
     sides = [
-        _spread(np.array([getattr(drawn[name], side) for name in large]), resampling, higher=measure.higher_is_better)
+        _spread(np.array([getattr(drawn[name], side) for name in large]), measure, resampling)
         for side in ("own", "teacher")
     ]
-    exact = {name: float(drawn[name].own[0]) for name in large if np.isfinite(drawn[name].own[0])}
-    found = (
-        (min if measure.higher_is_better else max)(exact, key=exact.__getitem__) if len(large) > 1 and exact else None
-    )
+    exact = {name: float(drawn[name].own[0]) for name in large}
+    found = (min if measure.higher_is_better else max)(exact, key=exact.__getitem__) if len(large) > 1 else None
     return Disparity(column, measure.name, scores, found, **sides[0], teacher=sides[1])
 
 
@@ -216,19 +221,54 @@ def _large(column: str, groups: Sequence[str], min_samples: int) -> NDArray[np.i
     return np.flatnonzero(np.isin(np.asarray(groups), large))
 
 
-def _spread(drawn: NDArray[np.float64], resampling: Resampling, *, higher: bool) -> dict[str, Interval]:
+def _spread(drawn: NDArray[np.float64], measure: Measure, resampling: Resampling) -> dict[str, Interval]:
     """Worst, gap and ratio of values ``(groups, 1 + resamples)``, the first of which is the exact one.
+
+    The worst of several estimates is on average worse than the worst truth, and resamples are so once more: their
+    percentiles hold on the side towards worse, where they reach too far. Towards better, every group's error counts at
+    once: no true value differs from its estimate by more than the largest of the errors.
 
     Of fewer than two groups there are none.
     """
     if len(drawn) < 2:
         unknown = Interval(np.nan, np.nan, np.nan)
         return {"worst": unknown, "gap": unknown, "ratio": unknown}
-    low, high = drawn.min(axis=0), drawn.max(axis=0)
+    low, high, errors = drawn.min(axis=0), drawn.max(axis=0), drawn[:, 1:] - drawn[:, :1]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(high > 0, low / high, np.nan)
+    exact = [float(values[0]) for values in (low, high, high - low, ratio)]
+    if not np.isfinite(drawn).all():
+        worst = exact[0] if measure.higher_is_better else exact[1]
+        return {
+            name: Interval(value, np.nan, np.nan)
+            for name, value in (("worst", worst), ("gap", exact[2]), ("ratio", exact[3]))
+        }
+
+    def ends(values: NDArray[np.float64]) -> tuple[float, float]:
+        found = np.quantile(values, resampling.levels)
+        return float(found[0]), float(found[1])
+
+    if measure.higher_is_better:
+        worst_ends = ends(low[1:])[0], exact[0] + ends((-errors).max(axis=0))[1]
+    else:
+        worst_ends = exact[1] - ends(errors.max(axis=0))[1], ends(high[1:])[1]
     return {
-        "worst": resampling.interval(low if higher else high),
-        "gap": resampling.interval(high - low),
-        "ratio": resampling.interval(ratio),
+        "worst": held(exact[0] if measure.higher_is_better else exact[1], *worst_ends, measure.span),
+        "gap": held(exact[2], exact[2] - ends(np.ptp(errors, axis=0))[1], ends((high - low)[1:])[1], POSITIVE),
+        "ratio": _ratio(drawn, ratio, resampling),
     }
+
+
+def _ratio(drawn: NDArray[np.float64], ratio: NDArray[np.float64], resampling: Resampling) -> Interval:
+    """The interval of a ratio of smallest to largest, which is a gap of logarithms."""
+    below, above = resampling.levels
+    if not np.isfinite(ratio).all():
+        return Interval(float(ratio[0]), np.nan, np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        errors = np.log(drawn[:, 1:] / drawn[:, :1])
+        # A group that has nothing, in no resample either, has no error.
+        spread = np.ptp(np.where(drawn[:, 1:] == drawn[:, :1], 0.0, errors), axis=0)
+    # Without interpolation, which infinities do not bear.
+    factor = math.exp(min(float(np.quantile(spread, above, method="higher")), _LARGEST)) if drawn.min() >= 0 else np.inf
+    highest = 1.0 if math.isinf(factor) else float(ratio[0]) * factor
+    return held(float(ratio[0]), float(np.quantile(ratio[1:], below)), highest, (-np.inf, 1.0))

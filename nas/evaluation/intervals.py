@@ -6,15 +6,16 @@ is common to both, so that the interval of their ratio is far narrower than thos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.evaluation.metrics import Measure, Rows, Tables, count_rows, take
+from nas.evaluation.metrics import ANY, POSITIVE, Measure, Rows, Tables, count_rows, take
 
 Values = NDArray[np.float64]
 # A costly measure's few resamples still show its spread to some 5 %.
@@ -78,10 +79,33 @@ class Resampling:
         draws = islice(self._draws(size), _QUICK_RESAMPLES)
         return np.array([exact, *(shift + measure.quick(take(rows, drawn)) for drawn in draws)])
 
-    def interval(self, values: Values) -> Interval:
-        """The first value, with percentiles of the others; no bounds where some of them are not finite."""
-        low, high = np.quantile(values[1:], [(1 - self.confidence) / 2, (1 + self.confidence) / 2])
-        return Interval(float(values[0]), float(low), float(high))
+    @property
+    def levels(self) -> tuple[float, float]:
+        """Which shares of the resamples lie below an interval's two ends."""
+        return (1 - self.confidence) / 2, (1 + self.confidence) / 2
+
+    def interval(self, values: Values, span: tuple[float, float] = ANY) -> Interval:
+        """The first value, in the percentile interval of the others joined with the basic one, its mirror image.
+
+        Where resampling shifts a statistic (an error of calibration, a correlation, few resamples), the percentiles
+        alone can leave its value out; the basic interval reaches as far to the other side, where the truth then is.
+
+        Args:
+            values: The exact value and those of resamples.
+            span: Values that are possible at all.
+
+        Returns:
+            An interval that holds its value; without bounds where some of the values are not finite.
+        """
+        exact = float(values[0])
+        if not np.isfinite(values).all():
+            return Interval(exact, math.nan, math.nan)
+        low, high = map(float, np.quantile(values[1:], self.levels))
+        return held(exact, min(low, 2 * exact - high), max(high, 2 * exact - low), span)
+
+    def part(self, number: int) -> Resampling:
+        """The same settings for one of several independent parts, which must not be drawn alike."""
+        return replace(self, seed=int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0]))
 
     def _draws(self, size: int) -> Iterator[NDArray[np.int64]]:
         generator = np.random.default_rng(self.seed)
@@ -94,6 +118,11 @@ class Resampling:
         with np.errstate(divide="ignore", invalid="ignore"):
             for drawn in self._draws(size):
                 yield float(above[drawn].sum() / np.float64(size if below is None else below[drawn].sum()))
+
+
+def held(value: float, low: float, high: float, span: tuple[float, float] = ANY) -> Interval:
+    """An interval no wider than what is possible, and never without its value."""
+    return Interval(value, min(value, max(low, span[0])), max(value, min(high, span[1])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,17 +172,19 @@ def estimate(
     if (size := count_rows(rows)) != count_rows(other):
         raise ValueError(f"two models must be judged on the same samples, but there are {size}, {count_rows(other)}.")
     values = resampling.values(measure, rows)
-    value = resampling.interval(values)
+    value = resampling.interval(values, measure.span)
     if measure.agreement:
         return Estimate(measure.name, value, None, None, measure.higher_is_better, size)
     reference = resampling.values(measure, other) if teacher_values is None else teacher_values
     above, below = (values, reference) if measure.higher_is_better else (reference, values)
     with np.errstate(divide="ignore", invalid="ignore"):
-        kept = resampling.interval(np.where(below > 0, above / below, np.nan))
+        kept = resampling.interval(
+            np.where(below > 0, above / below, np.nan), POSITIVE if measure.span[0] >= 0 else ANY
+        )
     return Estimate(
         name=measure.name,
         value=value,
-        teacher=resampling.interval(reference),
+        teacher=resampling.interval(reference, measure.span),
         retention=kept if np.isfinite(kept.to_list()).all() else None,
         higher_is_better=measure.higher_is_better,
         samples=size,

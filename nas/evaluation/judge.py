@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from nas.evaluation.aspects import Aspects
 from nas.evaluation.calibration import CALIBRATION, fit_temperature, reliability
-from nas.evaluation.evaluate import Run, predict
+from nas.evaluation.evaluate import Run, judged_on, predict
 from nas.evaluation.fairness import RATES, Groups, disparity
 from nas.evaluation.intervals import Values, estimate, mcnemar
-from nas.evaluation.metrics import SAMPLES, Measure, Rows, Tables
+from nas.evaluation.metrics import SAMPLES, Measure, Rows, Tables, count_rows
 from nas.evaluation.robustness import Condition, PerturbedSplit, measure_fall, summary
 from nas.evaluation.substituted import SubstitutedSplit
 from nas.evaluation.substitution import COUNTERFACTUAL, substitution_rows
+from nas.tasks.splits import SPLITS
 from nas.tasks.task import Outputs, Task, main_output
 
 if TYPE_CHECKING:
@@ -77,6 +78,11 @@ class Judge:
     def quality(self) -> Measure:
         """The task's main measure."""
         return next(measure for measure in self.task.measures if measure.name == self.task.quality)
+
+    @property
+    def judged_on(self) -> tuple[int, str]:
+        """How many rows the main measure is computed of, and what they are: pairs, where it is one of pairs."""
+        return judged_on(self.task, self._teacher_tables, self.split)
 
     def listen(self, say: Callable[[str], None]) -> None:
         """Tell someone of each part of the work from now on: a progress line."""
@@ -138,6 +144,7 @@ class Judge:
                     disparity(
                         measure, own, teacher, column, values,
                         min_samples=settings.min_samples, resampling=self.aspects.intervals,
+                        known=self._known_groups[column],
                     )
                 )
                 for column, values in groups.items()
@@ -166,7 +173,7 @@ class Judge:
             falls.append(measure_fall(split, condition, clean, perturbed, self.aspects.intervals))
         return {
             "measure": split.measure.name,
-            "samples": len(split.rows),
+            "samples": count_rows(clean[1][split.measure.table]),
             "seed": split.settings.seed,
             "conditions": [_fall(asdict(fall)) for fall in falls],
             **summary([fall.drop for fall in falls], [fall.teacher_drop for fall in falls]),
@@ -206,6 +213,12 @@ class Judge:
             found = self._perturbed.outputs(self.teacher_run, condition, self._teacher_outputs, self.teacher.batch_size)
             self._perturbed_teacher[condition] = found
         return self._perturbed_teacher[condition]
+
+    @cached_property
+    def _known_groups(self) -> Mapping[str, frozenset[str]]:
+        """Every column's groups of all splits: one may have no sample where models are judged."""
+        found = [self.task.samples.groups(split) for split in SPLITS]
+        return {column: frozenset(name for groups in found for name in groups.get(column, ())) for column in found[-1]}
 
     def _warn_of_small(self, groups: Groups) -> None:
         """Tell once of columns that have no two groups to compare."""

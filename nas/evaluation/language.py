@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.evaluation.metrics import Measure, Rows, ratio_of
+from nas.evaluation.metrics import POSITIVE, SHARE, Measure, Rows, ratio_of
 from nas.tasks.next_token import asked_tokens, likeliest, log_likelihoods, log_probabilities
 
 _TINY = 1e-9
@@ -58,9 +58,9 @@ def _perplexity(rows: Rows) -> float:
 
 
 LANGUAGE = (
-    ratio_of("log_perplexity", "surprise", "tokens", higher_is_better=False),
-    Measure("perplexity", _perplexity, higher_is_better=False),
-    ratio_of("accuracy", "correct", "tokens"),
-    ratio_of("agreement", "agrees", "tokens", agreement=True),
-    ratio_of("kl", "kl", "tokens", agreement=True, higher_is_better=False),
+    ratio_of("log_perplexity", "surprise", "tokens", higher_is_better=False, span=POSITIVE),
+    Measure("perplexity", _perplexity, higher_is_better=False, span=(1.0, math.inf)),
+    ratio_of("accuracy", "correct", "tokens", span=SHARE),
+    ratio_of("agreement", "agrees", "tokens", agreement=True, span=SHARE),
+    ratio_of("kl", "kl", "tokens", agreement=True, higher_is_better=False, span=POSITIVE),
 )

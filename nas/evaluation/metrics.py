@@ -7,6 +7,7 @@ seqeval has a metric, theirs is used.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ Rows = Mapping[str, NDArray[Any]]
 # Tables by name. Most tasks have one, of samples; a sentence encoder may have others, of labelled pairs or of queries.
 Tables = Mapping[str, Rows]
 SAMPLES = "samples"
+# Which values a measure can have at all.
+ANY, POSITIVE, SHARE, CORRELATION = (-math.inf, math.inf), (0.0, math.inf), (0.0, 1.0), (-1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class Measure:
             None counts the rows. Intervals of such are fast.
         needs: Further columns that are read, where not every table of the name has them.
         quick: A cheaper form, whose few resamples show the spread, where `compute` takes too long to be resampled.
+        span: The least and the greatest value that are possible at all: no interval reaches beyond them.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Measure:
     ratio: tuple[str, str | None] | None = None
     needs: tuple[str, ...] = ()
     quick: Callable[[Rows], float] | None = None
+    span: tuple[float, float] = ANY
 
     def fits(self, tables: Tables) -> bool:
         """Whether the tables have what is read."""
@@ -144,15 +149,17 @@ def _mcc(rows: Rows) -> float:
     from sklearn.metrics import matthews_corrcoef
 
     labels, chosen, counts = _cells(rows)
+    if len({*labels.tolist(), *chosen.tolist()}) < 2:
+        return 0.0  # As scikit-learn, which warns of a single class: a resample may have no other.
     return float(matthews_corrcoef(labels, chosen, sample_weight=counts))
 
 
 CLASSIFICATION = (
-    ratio_of("accuracy", "correct"),
-    Measure("macro_f1", macro_f1),
-    Measure("mcc", _mcc),
-    ratio_of("agreement", "agrees", agreement=True),
-    ratio_of("kl", "kl", agreement=True, higher_is_better=False),
+    ratio_of("accuracy", "correct", span=SHARE),
+    Measure("macro_f1", macro_f1, span=SHARE),
+    Measure("mcc", _mcc, span=CORRELATION),
+    ratio_of("agreement", "agrees", agreement=True, span=SHARE),
+    ratio_of("kl", "kl", agreement=True, higher_is_better=False, span=POSITIVE),
 )
 
 
@@ -192,15 +199,15 @@ def _multi_label_f1(average: str) -> Measure:
 
         return float(f1_score(rows["labels"], rows["chosen"], average=average, zero_division=0.0))
 
-    return Measure(f"{average}_f1", compute)
+    return Measure(f"{average}_f1", compute, span=SHARE)
 
 
 MULTI_LABEL = (
     _multi_label_f1("micro"),
     _multi_label_f1("macro"),
-    ratio_of("accuracy", "correct"),
-    ratio_of("agreement", "agrees", agreement=True),
-    ratio_of("kl", "kl", agreement=True, higher_is_better=False),
+    ratio_of("accuracy", "correct", span=SHARE),
+    ratio_of("agreement", "agrees", agreement=True, span=SHARE),
+    ratio_of("kl", "kl", agreement=True, higher_is_better=False, span=POSITIVE),
 )
 
 
@@ -234,8 +241,8 @@ def _rmse(rows: Rows) -> float:
 
 
 REGRESSION = (
-    Measure("spearman", correlation("spearmanr", "labels", "predicted")),
-    Measure("pearson", correlation("pearsonr", "labels", "predicted")),
-    Measure("rmse", _rmse, higher_is_better=False),
-    Measure("agreement", correlation("pearsonr", "reference", "predicted"), agreement=True),
+    Measure("spearman", correlation("spearmanr", "labels", "predicted"), span=CORRELATION),
+    Measure("pearson", correlation("pearsonr", "labels", "predicted"), span=CORRELATION),
+    Measure("rmse", _rmse, higher_is_better=False, span=POSITIVE),
+    Measure("agreement", correlation("pearsonr", "reference", "predicted"), agreement=True, span=CORRELATION),
 )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nas.evaluation.card import SECTIONS, Figure, ReportCard, figures
+from nas.evaluation.card import SECTIONS, Figure, ReportCard, counted, figures
 from nas.reports.tables import escape_markdown, format_count, format_number, markdown_table
 
 CARD_FILE = "model_card.md"
@@ -43,8 +43,8 @@ _NOTES: Mapping[str, str] = {
     "lower is better, it is turned round, so that 100 % is as good as the teacher.",
     "calibration": "Whether a probability of 80 % is right in 80 % of the cases: `ece` (15 bins), `brier` and "
     "`nll` are better when lower.",
-    "fairness": "The worst of the groups, the gap between best and worst, and their ratio; of every resample, the "
-    "worst there, so that intervals reach below a value.",
+    "fairness": "The worst of the groups, the gap between best and worst, and their ratio. Towards worse, "
+    "intervals are of the worst of every resample; towards better, they hold for all groups at once.",
     "robustness": "The main measure on texts with changes that people read past; drops are against unchanged texts.",
     "efficiency": "Measured on the device that is named below, interleaved with the teacher.",
 }
@@ -88,8 +88,10 @@ def figure_row(figure: Figure) -> list[str]:
     ]
 
 
-def format_value(value: float, interval: tuple[float, float] | None = None) -> str:
-    """``0.912 [0.895, 0.929]``."""
+def format_value(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    """``0.912 [0.895, 0.929]``; a dash where there is no value."""
+    if value is None:
+        return "-"
     if abs(value) >= 1e5:
         return format_count(value)
     bounds = "" if interval is None else f" [{format_number(interval[0])}, {format_number(interval[1])}]"
@@ -103,7 +105,7 @@ def format_share(share: tuple[float, float, float]) -> str:
 
 
 def _metadata(card: ReportCard) -> str:
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import EvalResult
 
     task, kind = card.task, _PIPELINES.get(str(card.task["kind"]))
     teacher, metrics = str(card.model["teacher"]), [f for f in figures(card) if f.section == "quality"]
@@ -112,27 +114,49 @@ def _metadata(card: ReportCard) -> str:
         EvalResult(
             task_type=kind or str(task["kind"]),
             dataset_type=_slug(str(task["data"])),
-            dataset_name=_shown(task["data"]),
+            dataset_name=shown_name(task["data"]),
             dataset_split=str(task["split"]),
             metric_type=_HUB_METRICS.get(figure.name, figure.name),
             metric_name=figure.name,
             metric_value=round(figure.value, 6),
         )
         for figure in own
+        if figure.value is not None
     ]
-    data: Any = ModelCardData(
-        model_name=_slug(card.name),
+    return hub_metadata(
+        card.name,
+        str(task["kind"]),
+        teacher,
         library_name="transformers" if card.model["kind"] == "transformers" else "onnx",
-        pipeline_tag=kind,
-        base_model=teacher if _shown(teacher) == teacher else None,
-        tags=["hwnas", "compressed"],
         metrics=list(dict.fromkeys(_HUB_METRICS.get(figure.name, figure.name) for figure in own)),
         eval_results=results or None,
+    )
+
+
+def hub_metadata(name: str, kind: str, teacher: str, *, library_name: str = "transformers", **more: Any) -> str:
+    """The metadata block of a page of the hub, as YAML.
+
+    Args:
+        name: What people call the model.
+        kind: The task's kind.
+        teacher: What it was made of: told where it is a name on the hub, not a place on somebody's disk.
+        library_name: What loads it.
+        more: Further fields of `huggingface_hub.ModelCardData`.
+    """
+    from huggingface_hub import ModelCardData
+
+    data: Any = ModelCardData(
+        model_name=_slug(name),
+        library_name=library_name,
+        pipeline_tag=_PIPELINES.get(kind),
+        base_model=teacher if teacher and shown_name(teacher) == teacher else None,
+        tags=["hwnas", "compressed"],
+        **more,
     )
     return str(data.to_yaml()).strip()
 
 
-def _shown(place: Any) -> str:
+def shown_name(place: Any) -> str:
     """A hub's name as it is, of a local path the last part: a page shall not tell how somebody's disk is laid out."""
     name = str(place)
     return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".") else Path(name).name
@@ -149,8 +173,8 @@ def _summary(card: ReportCard) -> str:
         return ""
     figure = next(figure for figure in figures(card) if figure.name == main)
     value = format_value(figure.value, figure.interval)
-    data = escape_markdown(_shown(card.task["data"]))
-    text = f"{escape_markdown(main)} {value} on {card.task['samples']} samples of {data}"
+    data = escape_markdown(shown_name(card.task["data"]))
+    text = f"{escape_markdown(main)} {value} on {counted(card)} of {data}"
     if figure.retention is not None:
         text += f": {format_share(figure.retention)} of its teacher's"
     faster = (card.efficiency or {}).get("speedup")
@@ -162,7 +186,7 @@ def _summary(card: ReportCard) -> str:
 def _details(card: ReportCard, architecture: str) -> str:
     lines = [
         f"- **Form:** {escape_markdown(card.model['kind'])}",
-        f"- **Teacher:** {escape_markdown(_shown(card.model['teacher']))}",
+        f"- **Teacher:** {escape_markdown(shown_name(card.model['teacher']))}",
         f"- **Task:** {escape_markdown(str(card.task['kind']).replace('_', ' '))}",
     ]
     return "## Model details\n\n" + "\n".join(lines) + (f"\n\n{architecture}" if architecture else "")
@@ -192,8 +216,8 @@ def _risks(card: ReportCard) -> str:
 
 def _evaluation(card: ReportCard) -> str:
     intro = (
-        f"{card.task['samples']} samples of the split {escape_markdown(card.task['split'])} of "
-        f"{escape_markdown(_shown(card.task['data']))}. Brackets are bootstrap intervals of "
+        f"{counted(card)} of the split {escape_markdown(card.task['split'])} of "
+        f"{escape_markdown(shown_name(card.task['data']))}. Brackets are bootstrap intervals of "
         f"{float(card.settings['intervals']['confidence']):.0%} over samples."
     )
     parts = ["## Evaluation", intro]
@@ -204,7 +228,18 @@ def _evaluation(card: ReportCard) -> str:
             numeric = [False, True, True, True, False]
             table = markdown_table(["", "value", "teacher", "kept", "note"], rows, numeric)
             parts += [f"### {_TITLES[section]}", _NOTES[section], table]
+        if section == "calibration" and card.calibration:
+            parts += ["Of decisions with like confidence, the share that is right:", _reliability(card.calibration)]
     return "\n\n".join(part.strip() for part in parts)
+
+
+def _reliability(section: Mapping[str, Any]) -> str:
+    """The points of the reliability diagram."""
+    rows = [
+        [format_number(point["confidence"]), format_number(point["accuracy"]), str(point["samples"])]
+        for point in section["reliability"]
+    ]
+    return markdown_table(["mean confidence", "right", "decisions"], rows, [True, True, True])
 
 
 def _settings(card: ReportCard) -> str:

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.evaluation.metrics import Floats, Measure, Rows, correlation, ratio_of
+from nas.evaluation.metrics import CORRELATION, SHARE, Floats, Measure, Rows, correlation, ratio_of
 
 PAIRS, QUERIES = "pairs", "queries"
 # More pairs than these change the third decimal of a rank correlation no more.
@@ -117,16 +117,16 @@ def retrieval_rows(embeddings: Floats, first: NDArray[np.int64], second: NDArray
 
 
 def _sts(kind: str) -> Measure:
-    return Measure(f"sts_{kind}", correlation(f"{kind}r", "score", "similarity"), table=PAIRS)
+    return Measure(f"sts_{kind}", correlation(f"{kind}r", "score", "similarity"), table=PAIRS, span=CORRELATION)
 
 
 AGREEMENT = (
-    ratio_of("cosine", "cosine", agreement=True),
-    ratio_of("recall", "recall", agreement=True),
-    Measure("spearman", pair_spearman, agreement=True, quick=quick_pair_spearman),
+    ratio_of("cosine", "cosine", agreement=True, span=CORRELATION),
+    ratio_of("recall", "recall", agreement=True, span=SHARE),
+    Measure("spearman", pair_spearman, agreement=True, quick=quick_pair_spearman, span=CORRELATION),
 )
 STS = (_sts("spearman"), _sts("pearson"))
-RETRIEVAL = (ratio_of("retrieval_recall", "found", table=QUERIES),)
+RETRIEVAL = (ratio_of("retrieval_recall", "found", table=QUERIES, span=SHARE),)
 
 
 def unit(embeddings: Floats) -> Floats:

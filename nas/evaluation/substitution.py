@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.evaluation.metrics import Measure, Rows, ratio_of
+from nas.evaluation.metrics import SHARE, Measure, Rows, ratio_of
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,6 @@ def _total_variation(first: Rows, second: Rows) -> NDArray[np.float64]:
 
 
 COUNTERFACTUAL: tuple[Measure, ...] = (
-    ratio_of("flip_rate", "flips", higher_is_better=False),
-    ratio_of("counterfactual_gap", "distance", higher_is_better=False),
+    ratio_of("flip_rate", "flips", higher_is_better=False, span=SHARE),
+    ratio_of("counterfactual_gap", "distance", higher_is_better=False, span=SHARE),
 )

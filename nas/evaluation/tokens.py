@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.evaluation.metrics import Floats, Measure, Rows, macro_f1, ratio_of
+from nas.evaluation.metrics import POSITIVE, SHARE, Floats, Measure, Rows, macro_f1, ratio_of
 
 _IGNORED = -100
 
@@ -63,9 +63,9 @@ def _tag_macro_f1(rows: Rows) -> float:
 
 
 TOKENS = (
-    ratio_of("entity_f1", "entity_hits", "entities"),
-    ratio_of("accuracy", "correct", "words"),
-    Measure("macro_f1", _tag_macro_f1),
-    ratio_of("agreement", "agrees", "words", agreement=True),
-    ratio_of("kl", "kl", "words", agreement=True, higher_is_better=False),
+    ratio_of("entity_f1", "entity_hits", "entities", span=SHARE),
+    ratio_of("accuracy", "correct", "words", span=SHARE),
+    Measure("macro_f1", _tag_macro_f1, span=SHARE),
+    ratio_of("agreement", "agrees", "words", agreement=True, span=SHARE),
+    ratio_of("kl", "kl", "words", agreement=True, higher_is_better=False, span=POSITIVE),
 )

@@ -16,6 +16,7 @@ from nas.export.artefacts import Artefact, Blocks, Calibration, chosen, size_mb,
 from nas.export.model_card import CARD_FILE, Card, render_card
 from nas.export.reference import Reference, as_numpy
 from nas.export.verify import Check, ExportError, verify
+from nas.stored_json import finite
 from search_spaces.cost import Workload
 from search_spaces.shapes import ModelShape
 from search_spaces.subnet import SubnetConfig
@@ -179,7 +180,7 @@ def write_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
     if not file.is_file():
         raise ValueError(f"{directory}: has no {file.name}; is it a folder that `nas export` wrote?")
     card = Card.from_json(file.read_text(encoding="utf-8"))
-    text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    text = json.dumps(finite(metrics), indent=2, sort_keys=True, allow_nan=False) + "\n"
     (directory / METRICS_FILE).write_text(text, encoding="utf-8")
     (directory / CARD_FILE).write_text(render_card(card, metrics), encoding="utf-8")
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nas.evaluation.model_card import hub_metadata, shown_name
 from nas.reports.drawing import describe_block
 from nas.reports.tables import describe, escape_markdown, format_number, markdown_table
 from search_spaces.subnet import SubnetConfig
@@ -113,10 +114,11 @@ model = {auto}.from_pretrained({directory!r}, trust_remote_code=True)
 
 def render_card(card: Card, metrics: Mapping[str, Any]) -> str:
     """The card as Markdown."""
-    of = f" of {escape_markdown(card.teacher)}" if card.teacher else ""
+    of = f" of {escape_markdown(shown_name(card.teacher))}" if card.teacher else ""
     kind = card.kind.replace("_", " ")
     shape = f"{describe(card.subnet)}, hidden size {card.subnet.hidden_size}"
     parts = [
+        f"---\n{hub_metadata(card.name, card.kind, card.teacher)}\n---\n",
         f"# {escape_markdown(card.name)}\n",
         f"A smaller version{of} for {kind}, found by hwnas: {shape}.\n",
         "".join(f"- {describe_block(index, block)}\n" for index, block in enumerate(card.subnet.blocks)),
@@ -148,9 +150,16 @@ def _table(data: Any) -> str:
 def _numbers(figures: Mapping[str, Any]) -> dict[str, str]:
     """Figures as texts: numbers, and estimates with their intervals."""
     found = {}
+    bounded: dict[str, Any] = {name: (figures.get(f"{name}_low"), figures.get(f"{name}_high")) for name in figures}
+    ends = {f"{name}{end}" for name, pair in bounded.items() if None not in pair for end in ("_low", "_high")}
     for name, value in figures.items():
+        if name in ends:
+            continue  # Told behind its value.
         if type(value) in (int, float):
-            found[name] = format_number(float(value))
+            text = str(value) if type(value) is int else format_number(value)
+            low, high = bounded[name]
+            known = low is not None and high is not None
+            found[name] = f"{text} [{format_number(low)}, {format_number(high)}]" if known else text
         elif isinstance(value, Mapping) and {"value", "low", "high"} <= set(value):
             text, low, high = (format_number(float(value[key])) for key in ("value", "low", "high"))
             found[name] = f"{text} [{low}, {high}]"

@@ -9,18 +9,26 @@ from typing import TYPE_CHECKING, TextIO
 
 from nas.evaluation.card import SECTIONS, Figure, ReportCard, figures
 from nas.evaluation.model_card import figure_row, format_share, format_value
-from nas.reports.tables import format_number, markdown_table, no_formula
+from nas.reports.raw import no_formula
+from nas.reports.tables import format_number, markdown_table, print_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def side_by_side(cards: Sequence[ReportCard]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: one figure a row, one model a column; what is kept of the teacher's stands behind the value."""
+    """Header and rows: one figure a row, one model a column, and a note where it holds for all models.
+
+    What is kept of the teacher's stands behind the value.
+    """
     columns = [{(figure.section, figure.name): figure for figure in figures(card)} for card in cards]
     keys = sorted(dict.fromkeys(key for column in columns for key in column), key=lambda key: SECTIONS.index(key[0]))
-    rows = [[section, name, *(_cell(column.get((section, name))) for column in columns)] for section, name in keys]
-    return ["", "figure", *(card.name for card in cards)], rows
+    rows = []
+    for key in keys:
+        known = [column.get(key) for column in columns]
+        notes = {figure.note for figure in known if figure is not None}
+        rows.append([*key, *map(_cell, known), notes.pop() if len(notes) == 1 else ""])
+    return ["", "figure", *(card.name for card in cards), "note"], rows
 
 
 def print_card(card: ReportCard, stream: TextIO | None = None) -> None:
@@ -32,13 +40,13 @@ def print_card(card: ReportCard, stream: TextIO | None = None) -> None:
 def print_comparison(cards: Sequence[ReportCard], stream: TextIO | None = None) -> None:
     """Cards side by side in the terminal."""
     header, rows = side_by_side(cards)
-    _print("Models side by side", header, rows, [0, 0, *[1] * len(cards)], stream)
+    _print("Models side by side", header, rows, [0, 0, *[1] * len(cards), 0], stream)
 
 
 def comparison_markdown(cards: Sequence[ReportCard]) -> str:
     """Cards side by side as a Markdown table."""
     header, rows = side_by_side(cards)
-    return markdown_table(header, rows, [False, False, *[True] * len(cards)])
+    return markdown_table(header, rows, [False, False, *[True] * len(cards), False])
 
 
 def comparison_csv(cards: Sequence[ReportCard]) -> str:
@@ -51,16 +59,17 @@ def comparison_csv(cards: Sequence[ReportCard]) -> str:
         for figure in figures(card):
             bounds, kept = figure.interval or ("", ""), figure.retention or ("", "", "")
             teacher = "" if figure.teacher is None else figure.teacher
-            row = [figure.section, figure.name, figure.value, *bounds, teacher, *kept, figure.note]
+            value = "" if figure.value is None else figure.value
+            row = [figure.section, figure.name, value, *bounds, teacher, *kept, figure.note]
             writer.writerow([no_formula(cell) if isinstance(cell, str) else cell for cell in (card.name, *row)])
     return stream.getvalue()
 
 
 def _cell(figure: Figure | None) -> str:
-    if figure is None:
+    if figure is None or figure.value is None:
         return "-"
     if figure.retention is not None:
-        return f"{format_number(figure.value)} ({format_share(figure.retention)})"
+        return f"{format_number(figure.value)}, {format_share(figure.retention)} kept"
     return format_value(figure.value, figure.interval)
 
 
@@ -69,10 +78,7 @@ def _print(
 ) -> None:
     from rich.console import Console
 
-    console = Console(file=stream)
-    if not console.is_terminal:
-        console.width = max(console.width, 220)  # Nothing in a file or a pipe is 80 columns wide.
-    console.print(_table(title, header, rows, numeric))
+    print_whole(_table(title, header, rows, numeric), Console(file=stream))
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int]) -> Table:

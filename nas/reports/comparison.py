@@ -15,8 +15,9 @@ from nas.dashboard.formats import format_share, format_value
 from nas.reports.data import ModelRow, Report
 from nas.reports.document import document, figure_box, section, table
 from nas.reports.drawing import draw_subnet
+from nas.reports.raw import models_csv, no_formula
 from nas.reports.stored import stored_report
-from nas.reports.tables import describe, escape_markdown, markdown_table, model_columns, models_csv, no_formula
+from nas.reports.tables import describe, escape_markdown, markdown_table, model_columns
 
 if TYPE_CHECKING:
     from nas.dashboard.studies import Study
@@ -101,7 +102,7 @@ def _studies_table(studies: Sequence[Study]) -> tuple[list[str], list[list[str]]
 
 def _models_table(reports: Sequence[Report]) -> tuple[list[str], list[list[str]], list[bool]]:
     """All models of all reports; a column that only some of the reports have is empty in the others."""
-    columns = [{column.title: column for column in model_columns(report)} for report in reports]
+    columns = [{column.title: column for column in model_columns(report, marked=False)} for report in reports]
     titles = list(dict.fromkeys(title for known in columns for title in known))
     numeric = {title: column.numeric for known in columns for title, column in known.items()}
 

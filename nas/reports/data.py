@@ -6,10 +6,10 @@ Nothing here knows the search engine. `nas/commands.py` fills a `Report`; tables
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from nas.stored_json import finite, read_object, write_object
 from search_spaces.cost import Workload
@@ -17,7 +17,6 @@ from search_spaces.subnet import SubnetConfig
 
 Role = Literal["teacher", "front"]
 FORMAT = "hwnas report 1"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +59,7 @@ class ModelRow:
         speedup_fp32: Paired median speed-up against the fp32 teacher of the same run.
         speedup_int8: Paired median speed-up against the int8 teacher of the same run.
         size_mb: Size of the deployed graph on disk, in megabytes (10^6 bytes).
+        costs: Costs beside these that the search was asked for, by name: measured, else counted or predicted.
         directory: Folder that holds the exported model.
     """
 
@@ -76,10 +76,17 @@ class ModelRow:
     speedup_int8: Interval | None = None
     size_mb: float | None = None
     directory: str | None = None
+    costs: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
             raise ValueError(f"`role` must be one of {', '.join(get_args(Role))}, but got {self.role!r}.")
+
+    def value_of(self, name: str) -> float | None:
+        """A metric or a cost by the name that a search knows it by, as measured where it was; None if unknown."""
+        known = {"parameters": float(self.parameters), "macs": float(self.macs), "latency_ms": self.latency_ms}
+        value = {**self.costs, **known, **self.metrics}.get(name)
+        return None if value is None or math.isnan(value) else value
 
     @property
     def latency_ms(self) -> float | None:
@@ -87,6 +94,37 @@ class ModelRow:
         if self.measured is not None:
             return self.measured.p50_ms
         return None if self.predicted_ms is None else self.predicted_ms.value
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a search was asked for by name: a goal, a constraint, or both.
+
+    Args:
+        name: Of a metric or a cost.
+        direction: ``maximize`` or ``minimize``; empty where it is only limited.
+        limits: ``<=`` or ``>=`` with the bound, each.
+    """
+
+    name: str
+    direction: str = ""
+    limits: tuple[tuple[str, float], ...] = ()
+
+    def broken_by(self, row: ModelRow) -> bool:
+        """Whether a model breaks one of the limits."""
+        value = row.value_of(self.name)
+        return value is not None and any(
+            value > bound if sign == "<=" else value < bound for sign, bound in self.limits
+        )
+
+    @property
+    def wanted(self) -> str:
+        """What was asked for: ``max, >= 0.9``."""
+        limits = [f"{sign} {bound:.6g}" for sign, bound in self.limits]
+        return ", ".join([*([self.direction[:3]] if self.direction else []), *limits])
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.wanted}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +219,7 @@ class Report:
         commands: How to load the exported models.
         notes: Sentences for the reader: what was reused, what could not be done.
         cards: Report cards of the models, as `nas.evaluation.card.ReportCard` writes them.
+        goals: What the search optimised and limited.
     """
 
     study: str
@@ -203,6 +242,7 @@ class Report:
     commands: tuple[LoadCommand, ...] = ()
     notes: tuple[str, ...] = ()
     cards: tuple[Mapping[str, Any], ...] = ()
+    goals: tuple[Goal, ...] = ()
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -226,11 +266,13 @@ class Report:
         if data.get("format") != FORMAT:
             raise ValueError(f"report: `format` must be {FORMAT!r}, but got {data.get('format')!r}.")
         values = {key: value for key, value in data.items() if key != "format"}
+        from nas.reports.reading import READERS, optional, read_sensitivity
+
         try:
             many: dict[str, Any] = {
-                name: tuple(read(item) for item in values.pop(name, ())) for name, read in _READERS.items()
+                name: tuple(read(item) for item in values.pop(name, ())) for name, read in READERS.items()
             }
-            sensitivity = _optional(_sensitivity, values.pop("sensitivity", None))
+            sensitivity = optional(read_sensitivity, values.pop("sensitivity", None))
             workload = Workload(**values.pop("workload"))
             teacher_subnet = SubnetConfig.from_dict(values.pop("teacher_subnet"))
             return cls(workload=workload, teacher_subnet=teacher_subnet, sensitivity=sensitivity, **many, **values)
@@ -250,51 +292,3 @@ class Report:
             OSError: The file cannot be read.
         """
         return cls.from_dict(read_object(path, "report"))
-
-
-def _optional(read: Callable[[Any], T], data: Any) -> T | None:
-    return None if data is None else read(data)
-
-
-def _interval(data: Mapping[str, float]) -> Interval:
-    return Interval(**data)
-
-
-def _model(data: Mapping[str, Any]) -> ModelRow:
-    values = dict(data)
-    for name in ("predicted_ms", "speedup_fp32", "speedup_int8"):
-        values[name] = _optional(_interval, values.get(name))
-    measured = _optional(lambda plain: MeasuredLatency(**plain), values.pop("measured", None))
-    subnet = SubnetConfig.from_dict(values.pop("subnet"))
-    metrics = {key: _number(value) for key, value in values.pop("metrics").items()}
-    return ModelRow(subnet=subnet, measured=measured, metrics=metrics, **values)
-
-
-def _check(data: Mapping[str, Any]) -> PredictionCheck:
-    return PredictionCheck(data["name"], _interval(data["predicted_ms"]), data["measured_ms"])
-
-
-def _score(data: Mapping[str, Any]) -> PredictorScore:
-    scores = {key: _number(value) for key, value in data["scores"].items()}
-    return PredictorScore(data["predictor"], data["n"], scores)
-
-
-def _sensitivity(data: Mapping[str, Any]) -> Sensitivity:
-    rows = tuple(tuple(_number(value) for value in row) for row in data["losses"])
-    return Sensitivity(data["metric"], tuple(data["variants"]), rows)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-_READERS: dict[str, Callable[[Any], Any]] = {
-    "models": _model,
-    "explored": lambda data: ExploredTrial(**data),
-    "checks": _check,
-    "scorecard": _score,
-    "stages": lambda data: StageTiming(**data),
-    "commands": lambda data: LoadCommand(**data),
-    "notes": str,
-    "cards": dict,
-}

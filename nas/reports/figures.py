@@ -24,6 +24,8 @@ from nas.reports.tables import describe, format_interval, format_metric, format_
 
 Check = tuple[str, str, Interval, float]
 """A prediction beside its measurement: (name, kind, predicted ms, measured ms)."""
+# Colours of the page for lines beside each other.
+SERIES = 8
 # Beyond so many points, drawing each as an SVG element makes a browser slow.
 MOST_SVG_POINTS = 3000
 
@@ -217,6 +219,34 @@ def sensitivity_figure(report: Report) -> Figure | None:
     values = [[value if math.isfinite(value) else None for value in row] for row in table.losses]
     blocks = [str(index) for index in range(len(table.losses[0]))]
     return heat_figure(values, blocks, table.variants, ("block", f"loss of {table.metric}"), ".3f")
+
+
+def reliability_figure(report: Report) -> Figure | None:
+    """Reliability diagram of the report cards: how often each model is right at each confidence; None without any."""
+    traces = []
+    for index, card in enumerate(report.cards):
+        points = (card.get("calibration") or {}).get("reliability") or []
+        if points:
+            colour = f"var(--series-{index % SERIES})"
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "name": html.escape(str(card["name"])),
+                    "x": [point["confidence"] for point in points],
+                    "y": [point["accuracy"] for point in points],
+                    "text": [str(point["samples"]) for point in points],
+                    "line": {"color": colour, "width": 1.5},
+                    "marker": {"color": colour, "size": 7},
+                    "hovertemplate": "confidence %{x:.3f}, right %{y:.3f}, %{text} of the decisions<extra></extra>",
+                }
+            )
+    if not traces:
+        return None
+    layout = base_layout("confidence", "share that is right", 380)
+    layout["xaxis"]["range"] = layout["yaxis"]["range"] = [0, 1.02]
+    layout["shapes"] = [dashed_line(x0=0, x1=1, y0=0, y1=1)]
+    return {"data": traces, "layout": layout}
 
 
 def save_predicted_vs_measured_png(report: Report, path: Path | str) -> bool:

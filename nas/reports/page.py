@@ -14,8 +14,9 @@ from nas.reports.data import ModelRow, Report
 from nas.reports.document import document, figure_box, section, table
 from nas.reports.drawing import draw_subnet
 from nas.reports.figure_parts import Figure
-from nas.reports.figures import front_figure, predicted_vs_measured_figure, sensitivity_figure
+from nas.reports.figures import front_figure, predicted_vs_measured_figure, reliability_figure, sensitivity_figure
 from nas.reports.tables import (
+    broken_note,
     describe,
     format_count,
     format_metric,
@@ -64,6 +65,7 @@ def render_page(report: Report, parts: StudyParts = NO_PARTS) -> str:
         "front": parts.front or front_figure(report),
         "checks": predicted_vs_measured_figure(report),
         "sensitivity": sensitivity_figure(report),
+        "reliability": reliability_figure(report),
     }
     sections = [
         _header(report),
@@ -74,7 +76,7 @@ def render_page(report: Report, parts: StudyParts = NO_PARTS) -> str:
             "Up and to the left is better. Open circles are predictions with their intervals; filled marks are "
             "measurements of the exported models; stars are the teacher.",
         ),
-        section("models", "Models", _models_table(report)),
+        section("models", "Models", _models_table(report), broken_note(report)),
         section("architectures", "Architectures", _architectures(report) + parts.agreement, _DRAWING_NOTE),
         section("predictions", "Latency model", _predictions(report, figures["checks"]) + parts.latency),
         section(
@@ -84,7 +86,7 @@ def render_page(report: Report, parts: StudyParts = NO_PARTS) -> str:
             "What the whole model loses when one block alone takes one variant.",
         ),
         section("search", "The search", parts.search, _SEARCH_NOTE),
-        section("cards", "Report cards", _cards(report), _CARDS_NOTE),
+        section("cards", "Report cards", _cards(report, figures["reliability"]), _CARDS_NOTE),
         section("load", "Load a model", _commands(report)),
         section("run", "The run", _run(report)),
     ]
@@ -118,6 +120,7 @@ def _header(report: Report) -> str:
         ("Device", processor),
         ("Workload", f"batch {workload.batch_size}, {workload.sequence_length} tokens, {workload.phase}"),
         ("Budget", "none" if report.budget_ms is None else f"{format_number(report.budget_ms)} ms"),
+        *([("Goals", "; ".join(map(str, report.goals)))] if report.goals else []),
         ("Trials", str(len(report.explored))),
         ("Written", report.created),
     ]
@@ -183,7 +186,7 @@ def _predictions(report: Report, figure: Figure | None) -> str:
     return "".join(parts)
 
 
-def _cards(report: Report) -> str:
+def _cards(report: Report, reliability: Figure | None) -> str:
     """Report cards side by side, one table a section."""
     from nas.evaluation.card import ReportCard
     from nas.reports.compare import side_by_side
@@ -191,9 +194,16 @@ def _cards(report: Report) -> str:
     if not report.cards:
         return ""
     header, rows = side_by_side([ReportCard.from_dict(card) for card in report.cards])
-    numeric = [False] + [True] * len(report.cards)
+    numeric = [False, *[True] * len(report.cards), False]
+
+    def shown(rows: list[list[str]]) -> str:
+        last = None if any(row[-1] for row in rows) else -1  # No empty column of notes.
+        return table(header[1:last], [row[1:last] for row in rows], numeric[:last])
+
     return "".join(
-        f"<h3>{html.escape(section.capitalize())}</h3>" + table(header[1:], [row[1:] for row in some], numeric)
+        f"<h3>{html.escape(section.capitalize())}</h3>"
+        + shown(some)
+        + (figure_box("reliability", "Reliability diagram", reliability) if section == "calibration" else "")
         for section, group in groupby(rows, key=lambda row: row[0])
         if (some := list(group))
     )

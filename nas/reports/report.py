@@ -9,13 +9,14 @@ from nas.progress import format_duration
 from nas.reports.data import Report
 from nas.reports.figures import save_predicted_vs_measured_png
 from nas.reports.page import NO_PARTS, StudyParts, render_page
+from nas.reports.raw import models_csv
 from nas.reports.tables import (
+    broken_note,
     escape_markdown,
     format_number,
     markdown_table,
     model_columns,
     model_rows,
-    models_csv,
     scorecard_table,
 )
 
@@ -83,6 +84,7 @@ def render_markdown(report: Report, png_name: str | None = None, parts: StudyPar
         columns = model_columns(report)
         header, numeric = [column.title for column in columns], [column.numeric for column in columns]
         text += ["## Models\n", markdown_table(header, model_rows(report), numeric)]
+        text += [f"{escape_markdown(note)}\n"] if (note := broken_note(report)) else []
     if report.scorecard or png_name:
         text.append("## Latency model\n")
         if report.scorecard:
@@ -116,6 +118,7 @@ def _facts(report: Report) -> str:
         "Task": report.task,
         "Workload": f"batch {workload.batch_size}, {workload.sequence_length} tokens, {workload.phase}",
         "Budget": "none" if report.budget_ms is None else f"{format_number(report.budget_ms)} ms",
+        **({"Goals": "; ".join(map(str, report.goals))} if report.goals else {}),
         "Trials": str(len(report.explored)),
         "Device": ", ".join(f"{key} {value}" for key, value in report.device.items()),
         "Written": report.created,

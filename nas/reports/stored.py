@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nas.engine.pareto import spread
-from nas.reports.data import ExploredTrial, Interval, LoadCommand, ModelRow, Report
+from nas.reports.data import ExploredTrial, Goal, Interval, LoadCommand, ModelRow, Report
 from search_spaces.cost import Workload
 
 if TYPE_CHECKING:
     from nas.dashboard.studies import Study
 
 MOST_MODELS = 10
+# Costs that a row of a report has fields of its own for.
+_OWN_FIELDS = ("parameters", "macs", "latency_ms")
 
 
 def stored_report(study: Study) -> Report:
@@ -51,6 +53,7 @@ def stored_report(study: Study) -> Report:
         budget_ms=bound[1] if bound else None,
         higher_is_better=trials.objectives.goals.get(quality, "maximize") == "maximize",
         models=_front(study),
+        goals=_goals(study),
         explored=tuple(ExploredTrial(float(cost[i]), float(values[i]), bool(trials.feasible[i])) for i in known),
         commands=(
             LoadCommand(
@@ -80,10 +83,18 @@ def _front(study: Study) -> tuple[ModelRow, ...]:
                 parameters=int(row.numbers.get("parameters", 0)),
                 macs=int(row.numbers.get("macs", 0)),
                 metrics={name: number for name, number in row.numbers.items() if name not in row.bounds},
+                costs={name: row.numbers[name] for name in row.bounds if name not in _OWN_FIELDS},
                 predicted_ms=Interval(value, min(bounds[0], value), max(bounds[1], value)) if bounds else None,
             )
         )
     return tuple(rows)
+
+
+def _goals(study: Study) -> tuple[Goal, ...]:
+    """What the search was asked for: goals first."""
+    goals, bounds = study.trials.objectives.goals, study.facts.bounds
+    names = dict.fromkeys([*goals, *bounds])
+    return tuple(Goal(name, goals.get(name, ""), (bounds[name],) if name in bounds else ()) for name in names)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

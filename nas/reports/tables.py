@@ -1,28 +1,52 @@
-"""The report's tables: the same columns in the terminal, in Markdown, in HTML; raw numbers in CSV."""
+"""The report's tables: the same columns in the terminal, in Markdown, in HTML."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TextIO
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TextIO
 
-from nas.reports.data import Interval, MeasuredLatency, ModelRow, PredictorScore, Report
+from nas.reports.data import Goal, Interval, MeasuredLatency, ModelRow, PredictorScore, Report
 from search_spaces.subnet import SubnetConfig
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
+
+MOST_COLUMNS = 2000
+
+
+# Behind a value that breaks a limit of the search.
+BROKEN, BROKEN_NOTE = (
+    " (!)",
+    "(!) breaks a limit of the search, which judged candidates by predictions and on other data.",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of the table of models: its title, how a row's cell reads, and whether it is a number."""
+    """One column of the table of models.
+
+    Args:
+        title: What stands above it.
+        cell: How a row's cell reads.
+        numeric: Whether it is a number.
+        name: What a search may ask for by it: a metric or a cost.
+    """
 
     title: str
     cell: Callable[[ModelRow], str]
     numeric: bool = True
+    name: str = ""
+
+    def marked(self, goal: Goal) -> Column:
+        """The same column, with what was asked for in its title, and a mark in the cells that break a limit."""
+
+        def cell(row: ModelRow) -> str:
+            return self.cell(row) + (BROKEN if row.role == "front" and goal.broken_by(row) else "")
+
+        return replace(self, title=f"{self.title}, {goal.wanted}", cell=cell)
 
 
 def format_count(value: float) -> str:
@@ -62,6 +86,10 @@ def format_metric(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
+def _format_known(value: float | None) -> str:
+    return "-" if value is None else format_number(value)
+
+
 def _format_measured(measured: MeasuredLatency | None) -> str:
     if measured is None:
         return "-"
@@ -97,25 +125,51 @@ def _span(values: Iterable[int]) -> str:
     return str(found[0]) if len(found) == 1 else f"{found[0]}-{found[-1]}"
 
 
-def model_columns(report: Report) -> tuple[Column, ...]:
-    """Columns of the table of models; those of which no row knows anything are left out."""
+def model_columns(report: Report, *, marked: bool = True) -> tuple[Column, ...]:
+    """Columns of the table of models; those of which no row knows anything are left out, but for what was asked for.
+
+    Args:
+        report: Whose models.
+        marked: Whether titles say what the search asked for, and cells whether they break a limit.
+    """
 
     def metric(name: str) -> Column:
-        return Column(name, lambda row: format_metric(row.metrics.get(name)))
+        return Column(name, lambda row: format_metric(row.metrics.get(name)), name=name)
 
+    def cost(name: str) -> Column:
+        return Column(
+            name, lambda row: "-" if (value := row.value_of(name)) is None else format_number(value), name=name
+        )
+
+    goals = {goal.name: goal for goal in report.goals}
+    timed = any(row.measured is not None for row in report.models)
+    known = {"parameters", "macs", "latency_ms", *report.metric_names}
     columns = (
         Column("model", lambda row: row.name, numeric=False),
         Column("precision", lambda row: row.precision, numeric=False),
-        Column("parameters", lambda row: format_count(row.parameters)),
-        Column("MACs", lambda row: format_count(row.macs)),
+        Column("parameters", lambda row: format_count(row.parameters), name="parameters"),
+        Column("MACs", lambda row: format_count(row.macs), name="macs"),
         *(metric(name) for name in report.metric_names),
-        Column("predicted ms", lambda row: format_interval(row.predicted_ms)),
-        Column("measured ms [min, p90]", lambda row: _format_measured(row.measured)),
+        *(cost(name) for name in goals if name not in known),
+        Column("predicted ms", lambda row: format_interval(row.predicted_ms), name="" if timed else "latency_ms"),
+        Column(
+            "measured ms [min, p90]", lambda row: _format_measured(row.measured), name="latency_ms" if timed else ""
+        ),
         Column("vs teacher fp32", lambda row: format_speedup(row.speedup_fp32)),
         Column("vs teacher int8", lambda row: format_speedup(row.speedup_int8)),
         Column("MB", lambda row: "-" if row.size_mb is None else format_number(row.size_mb)),
     )
-    return tuple(column for column in columns if any(column.cell(row) != "-" for row in report.models))
+    return tuple(
+        column.marked(goals[column.name]) if marked and column.name in goals else column
+        for column in columns
+        if column.name in goals or any(column.cell(row) != "-" for row in report.models)
+    )
+
+
+def broken_note(report: Report) -> str:
+    """What the mark in the table says, where there is any."""
+    rows = (row for row in report.models if row.role == "front")
+    return BROKEN_NOTE if any(goal.broken_by(row) for row in rows for goal in report.goals) else ""
 
 
 def model_rows(report: Report) -> list[list[str]]:
@@ -146,7 +200,7 @@ def scorecard_table(scores: Sequence[PredictorScore]) -> tuple[list[str], list[l
 
 
 def _score(value: float | None) -> str:
-    return "-" if value is None else format_number(value)
+    return _format_known(value)
 
 
 def plain_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -168,7 +222,14 @@ def terminal_table(report: Report) -> Table:
     from rich.text import Text
 
     columns = model_columns(report)
-    table = Table(title=Text(f"{report.study}: {report.teacher}"), title_justify="left", padding=(0, 0))
+    caption = Text(note) if (note := broken_note(report)) else None
+    table = Table(
+        title=Text(f"{report.study}: {report.teacher}"),
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        padding=(0, 0),
+    )
     for column in columns:
         table.add_column(Text(column.title), justify="right" if column.numeric else "left", no_wrap=not column.numeric)
     previous = None
@@ -181,13 +242,20 @@ def terminal_table(report: Report) -> Table:
 
 
 def print_table(report: Report, stream: TextIO | None = None) -> None:
-    """Print the table of models; into a file or a pipe at full width, because nothing there is 80 columns wide."""
+    """Print the table of models."""
     from rich.console import Console
 
-    console = Console(file=stream)
+    print_whole(terminal_table(report), Console(file=stream))
+
+
+def print_whole(table: Table, console: Console) -> None:
+    """Print a table, into a file or a pipe as wide as it is: nothing there is 80 columns wide."""
+    from rich.measure import Measurement
+
     if not console.is_terminal:
-        console.width = max(console.width, 220)
-    console.print(terminal_table(report))
+        options = console.options.update(max_width=MOST_COLUMNS)
+        console.width = max(console.width, Measurement.get(console, options, table).maximum)
+    console.print(table)
 
 
 def escape_markdown(text: str) -> str:
@@ -205,46 +273,3 @@ def markdown_table(header: list[str], rows: list[list[str]], numeric: list[bool]
     body = [[escape_markdown(cell) for cell in row] for row in [header, *rows]]
     lines = [body[0], lines[1], *body[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def models_csv(report: Report) -> str:
-    """The table of models as CSV: one raw number per cell, units in the column names, the subnet as JSON."""
-    rows = [_flat(row, report.metric_names) for row in report.models]
-    stream = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return stream.getvalue()
-
-
-def _flat(row: ModelRow, metrics: tuple[str, ...]) -> dict[str, Any]:
-    def bounds(name: str, interval: Interval | None) -> dict[str, Any]:
-        parts = (None, None, None) if interval is None else (interval.value, interval.low, interval.high)
-        return dict(zip((name, f"{name}_low", f"{name}_high"), parts, strict=True))
-
-    measured = row.measured
-    return {
-        "model": no_formula(row.name),
-        "role": row.role,
-        "precision": no_formula(row.precision),
-        "parameters": row.parameters,
-        "macs": row.macs,
-        **bounds("predicted_ms", row.predicted_ms),
-        "measured_p50_ms": measured and measured.p50_ms,
-        "measured_min_ms": measured and measured.min_ms,
-        "measured_p90_ms": measured and measured.p90_ms,
-        "measured_runs": measured and measured.n,
-        **bounds("speedup_fp32", row.speedup_fp32),
-        **bounds("speedup_int8", row.speedup_int8),
-        **{f"metric_{name}": row.metrics.get(name) for name in metrics},
-        "size_mb": row.size_mb,
-        "directory": no_formula(row.directory or ""),
-        "subnet": row.subnet.to_json(),
-    }
-
-
-def no_formula(text: str) -> str:
-    """Text of a CSV cell that no spreadsheet takes for a formula."""
-    # Spreadsheets run cells that begin like this.
-    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -208,6 +208,20 @@ def test_search_for_the_worst_group(root, capsys, tmp_path):
     capsys.readouterr()
     report = json.loads((root / "groups" / "report.json").read_text())
     assert len(report["explored"]) == 0  # No latency was asked for, so none is drawn.
+    assert [(goal["name"], goal["direction"], len(goal["limits"])) for goal in report["goals"]] == [
+        ("accuracy", "maximize", 0), ("macs", "minimize", 0), ("worst_group_accuracy", "maximize", 0), ("ece", "", 1)
+    ]  # fmt: skip
+    # Measured of the teacher and of every exported model, in every precision, on the test split.
+    assert all(0 <= row["metrics"][name] <= 1 for row in report["models"] for name in ("worst_group_accuracy", "ece"))
+    told = json.loads((root / "groups" / "models" / "groups-1" / "metrics.json").read_text())
+    own = next(row for row in report["models"] if row["name"] == "groups-1" and row["precision"] == "fp32")
+    quality = told["quality"]["transformers"]
+    assert quality["accuracy_low"] <= quality["accuracy"] == own["metrics"]["accuracy"] <= quality["accuracy_high"]
+    assert told["measured"]["onnx fp32"]["p50_ms"] == own["measured"]["p50_ms"]
+    assert run(["pareto", f"root={root}", "study=groups", *FAST]) == 0
+    heading = capsys.readouterr().out
+    for title in ("accuracy, max", "worst_group_accuracy, max", "ece, <= 0.9", "MACs, min"):
+        assert title in heading
     assert run(["export", f"root={root}", "study=groups", "precision=[]", "temperature=true", *FAST]) == 0
     from search_spaces.checkpoint import load_subnet
 

@@ -58,7 +58,7 @@ def test_groups_that_are_all_too_small_are_shown_and_nothing_is_claimed(small, p
     assert err.count("Groups of 'group' are not compared: 0 of 3 have 100 samples or more") == 1
     assert "accuracy of group even" in out
     assert "too few for a claim" in out
-    assert "worst accuracy by group" not in out
+    assert "nothing is claimed: fewer than two groups are large enough" in " ".join(out.split())
     assert "Infinity" not in out
     assert "nan" not in out
 
@@ -169,6 +169,20 @@ def test_labels_that_are_fewer_than_the_heads_are_told(small, place, capsys):
     tiny_bert(labels=4).save_pretrained(folder)
     assert evaluate(place, f"model.path={folder}") == 0
     assert "head has 4 classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("workload.sequence_length=512", "`workload.sequence_length` must be at most"),
+        ("protocol.burst=0", "`burst` must be a whole number >= 1, but got 0"),
+        ("+protocol.bursts=3", "bursts"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before_anything_is_judged(small, place, capsys, monkeypatch, wrong, said):
+    monkeypatch.setattr("nas.cards.JudgeBench._card", lambda *_: pytest.fail("judged"))
+    assert evaluate(place, f"candidate={place / 'student'}", "measure=true", wrong) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_models_of_one_name_are_told_apart():

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import uvicorn
 from starlette.middleware import Middleware
 
@@ -65,3 +66,23 @@ def serving(root: Path, every_s: float = 0.2, token: str | None = None) -> Itera
         thread.join(10)
         watch.stop()
         listener.close()
+
+
+def until(page, expression: str, tries: int = 300) -> None:
+    """Wait for something in the page; Playwright's own way needs `eval`, which the page's policy forbids.
+
+    Between two documents there is none to ask, so what cannot be evaluated has not come true yet; where it never can
+    be, the failure tells the page's own reason.
+    """
+    from playwright.sync_api import Error
+
+    reason = ""
+    for _ in range(tries):
+        try:
+            if page.evaluate(expression):
+                return
+            reason = ""
+        except Error as error:
+            reason = f", because {error.message}"
+        page.wait_for_timeout(100)
+    pytest.fail(f"{expression} never came true{reason}; the page says: {page.complaints}")

@@ -12,12 +12,14 @@ import pytest
 from nas.dashboard.thinning import MOST_POINTS
 from nas.dashboard.view import PAGES
 from nas.reports.report import write_report
-from tests.dashboard.browser import chromium, find_chromium, serving
+from tests.dashboard.browser import chromium, find_chromium, serving, until
 from tests.dashboard.synthetic import search, write_trials
 from tests.dashboard.test_pages import EVIL
 from tests.reports.sample import make_report
 
-pytest.importorskip("playwright", reason="playwright is not installed: pip install 'hwnas[dev]'")
+PlaywrightError = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed: pip install 'hwnas[dev]'"
+).Error
 pytestmark = [
     pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium; on Debian: apt-get install chromium"),
     # Playwright's driver is another process, whose pipes the collector may close late.
@@ -59,13 +61,28 @@ def page(browser):
     context.close()
 
 
-def until(page, expression):
-    """Wait for something in the page; Playwright's own way needs `eval`, which the page's policy forbids."""
-    for _ in range(300):
-        if page.evaluate(expression):
-            return
-        page.wait_for_timeout(100)
-    pytest.fail(f"{expression} never came true; the page says: {page.complaints}")
+class Between:
+    """A page that is between two documents at first."""
+
+    complaints = ("a complaint",)
+
+    def __init__(self, errors):
+        self.errors = list(errors)
+
+    def evaluate(self, _expression):
+        if self.errors:
+            raise PlaywrightError(self.errors.pop(0))
+        return True
+
+    def wait_for_timeout(self, _milliseconds):
+        pass
+
+
+def test_a_page_between_two_documents_has_not_arrived_yet():
+    gone = "Execution context was destroyed, most likely because of a navigation"
+    until(Between(["Cannot read properties of null (reading 'dataset')", gone]), "document.body.dataset.version")
+    with pytest.raises(pytest.fail.Exception, match=r"because no such thing; the page says: .*a complaint"):
+        until(Between(["no such thing"] * 9), "document.body.dataset.version", tries=9)
 
 
 def drawn(page, name):

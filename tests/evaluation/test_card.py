@@ -83,6 +83,7 @@ def test_the_page_is_what_the_hub_reads(card: ReportCard, tmp_path: Path) -> Non
         assert f"## {heading}" in text
     assert "worst accuracy by group" in text.replace("\\", "")
     assert "2.00 times its speed" in text
+    assert "| mean confidence | right | decisions |" in text
     # No path of anybody's disk, and no markup of others.
     assert "/home/me" not in text
     assert "<script>" not in text
@@ -132,10 +133,49 @@ def test_a_table_lists_the_largest_of_many_groups(card: ReportCard) -> None:
     assert shown == [f"accuracy of group g{index}" for index in range(20, 40)]
 
 
+def test_groups_that_cannot_be_judged_are_marked_wherever_a_card_is_shown(card: ReportCard) -> None:
+    assert card.fairness is not None
+    column = card.fairness["columns"][0]
+    nothing = {"score": None, "too_small": True}
+    groups = [{"name": "absent", "samples": 0, **nothing}, {"name": "lone", "samples": 1, **nothing}]
+    none = {"value": None, "low": None, "high": None}
+    unknown = {"worst_group": None, "worst": none, "gap": none, "ratio": none}
+    empty = {**column, **unknown, "groups": groups, "teacher": {"worst": none, "gap": none, "ratio": none}}
+    marked = replace(card, fairness={"min_samples": 10, "columns": [empty]})
+    found = {figure.name: (figure.value, figure.note) for figure in figures(marked) if figure.section == "fairness"}
+    assert found == {
+        "accuracy of group absent": (None, "no samples, too few for a claim"),
+        "accuracy of group lone": (None, "1 sample, too few for a claim"),
+        "worst accuracy by group": (
+            None,
+            "nothing is claimed: fewer than two groups are large enough; left out, too small for a claim: absent, lone",
+        ),
+    }
+    _, rows = side_by_side([marked, marked])
+    assert [row[2:] for row in rows if row[1] == "accuracy of group lone"] == [
+        ["-", "-", "1 sample, too few for a claim"]
+    ]
+    line = next(row for row in csv.DictReader(io.StringIO(comparison_csv([marked]))) if "lone" in row["figure"])
+    assert (line["value"], line["low"], line["note"]) == ("", "", "1 sample, too few for a claim")
+    page = render_model_card(marked)
+    assert "no samples, too few for a claim" in page
+    assert "Groups of people were not looked at" not in page
+    assert "nan" not in json.dumps(marked.to_dict()).lower()
+
+
+def test_what_was_counted_is_named(card: ReportCard) -> None:
+    pairs = replace(card, task={**card.task, "samples": 60, "unit": "pairs"})
+    assert "60 pairs of the split test" in render_model_card(pairs)
+    notes = {figure.name: figure.note for figure in figures(pairs)}
+    assert notes["accuracy"] == "of 120 texts"
+
+
 def test_side_by_side(card: ReportCard) -> None:
     other = replace(card, name="=cmd()", fairness=None, efficiency=None)
     header, rows = side_by_side([card, other])
-    assert header[2:] == [card.name, "=cmd()"]
+    assert header[2:] == [card.name, "=cmd()", "note"]
+    notes = {row[1]: row[4] for row in rows}
+    assert notes["accuracy of group few"].endswith("too few for a claim")
     by_name = {row[1]: row[2:] for row in rows}
     assert by_name["accuracy"][0] == by_name["accuracy"][1] != "-"
     assert "%" in by_name["accuracy"][0]

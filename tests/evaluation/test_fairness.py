@@ -104,6 +104,26 @@ class TestGroups:
         for part in (found.worst, found.gap, found.ratio, *found.teacher.values()):
             assert np.isnan(part.to_list()).all()
 
+    def test_groups_without_samples_are_shown_and_count_nowhere(self) -> None:
+        own, teacher, groups = world()
+        lone = ("lone", *groups[1:])
+        found = disparity(ACCURACY, own, teacher, "group", lone, resampling=QUICK, known=["absent", "a"])
+        shown = {group.name: group for group in found.groups}
+        assert list(shown) == ["a", "absent", "b", "c", "lone"]
+        for name, samples in (("absent", 0), ("lone", 1)):
+            assert (shown[name].samples, shown[name].too_small, shown[name].score) == (samples, True, None)
+        assert found.worst_group == "c"
+
+    def test_a_group_without_anything_to_measure_leaves_the_others_comparable(self) -> None:
+        own, teacher, groups = world()
+        never = np.array(groups) != "b"
+        sides = [{**rows, "negatives": rows["negatives"] & never} for rows in (own, teacher)]
+        found = disparity(RATES[0], *sides, "group", groups, resampling=QUICK)
+        assert found.worst_group in ("a", "c")
+        assert np.isfinite(found.worst.to_list()).all()
+        score = next(group.score for group in found.groups if group.name == "b")
+        assert score is None
+
     def test_several_columns_give_the_worst_of_all(self) -> None:
         own, _, groups = world()
         halves = tuple("left" if index % 2 else "right" for index in range(600))

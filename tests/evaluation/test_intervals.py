@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import bootstrap
 from sklearn.metrics import f1_score
 
-from nas.evaluation.intervals import Resampling, estimate, mcnemar
+from nas.evaluation.calibration import CALIBRATION
+from nas.evaluation.fairness import disparity
+from nas.evaluation.intervals import Interval, Resampling, estimate, mcnemar
 from nas.evaluation.metrics import CLASSIFICATION, SAMPLES, Measure, Tables, classification_rows, ratio_of
 from nas.evaluation.similarity import AGREEMENT, embedding_rows
 
@@ -124,6 +128,70 @@ def test_mcnemar_by_hand(lost: int, won: int) -> None:
     tail = sum(float(np.prod([(pairs - i) / (i + 1) for i in range(k)])) for k in range(min(lost, won) + 1)) / 2**pairs
     assert found["p_value"] == pytest.approx(min(1.0, 2 * tail) if pairs else 1.0)
     assert (found["teacher_only"], found["own_only"]) == (lost, won)
+
+
+def holds(interval: Interval | None, least: float = -np.inf, most: float = np.inf) -> bool:
+    return interval is None or least <= interval.low <= interval.value <= interval.high <= most
+
+
+class TestEveryIntervalHoldsItsValue:
+    """Also where resampling shifts a statistic, as it does an error of calibration or a gap, or hardly anything is."""
+
+    @given(seed=st.integers(0, 10_000), samples=st.integers(2, 40), classes=st.integers(2, 4), draws=st.integers(2, 6))
+    @settings(max_examples=20, deadline=None)
+    def test_of_classifiers(self, seed: int, samples: int, classes: int, draws: int) -> None:
+        generator = np.random.default_rng(seed)
+        labels = generator.integers(0, classes, samples)
+        teacher, own = (generator.normal(size=(samples, classes)) + 2 * np.eye(classes)[labels] for _ in range(2))
+        tables = [{SAMPLES: classification_rows(side, teacher, labels)} for side in (own, teacher)]
+        for measure in (*CLASSIFICATION, CALIBRATION[0], CALIBRATION[2]):
+            found = estimate(measure, tables[0], tables[1], Resampling(resamples=draws, seed=seed))
+            assert holds(found.value, *measure.span)
+            assert holds(found.teacher, *measure.span)
+            assert holds(found.retention)
+
+    @given(
+        seed=st.integers(0, 10_000),
+        groups=st.integers(2, 6),
+        draws=st.integers(2, 12),
+        name=st.sampled_from(["accuracy", "macro_f1", "kl"]),
+    )
+    @settings(max_examples=20, deadline=None)
+    def test_of_groups(self, seed: int, groups: int, draws: int, name: str) -> None:
+        generator = np.random.default_rng(seed)
+        names = [str(group) for group in generator.integers(0, groups, 80)] + ["0", "0", "1", "1"]
+        labels = generator.integers(0, 2, len(names))
+        teacher, own = (generator.normal(size=(len(names), 2)) + 2 * np.eye(2)[labels] for _ in range(2))
+        rows = [classification_rows(side, teacher, labels) for side in (own, teacher)]
+        settings = Resampling(resamples=draws, seed=seed)
+        found = disparity(MEASURES[name], *rows, "g", names, min_samples=2, resampling=settings)
+        for side in ({"worst": found.worst, "gap": found.gap, "ratio": found.ratio}, found.teacher):
+            assert holds(side["worst"], *MEASURES[name].span)
+            assert holds(side["gap"], 0.0)
+            assert np.isnan(side["ratio"].value) or holds(side["ratio"], -np.inf, 1.0)
+
+    def test_a_percentile_interval_alone_would_leave_out_a_calibration_error(self) -> None:
+        generator = np.random.default_rng(12)
+        chances = generator.uniform(0.5, 1.0, 300)
+        labels = (generator.random(300) > chances).astype(np.int64)
+        logits = np.log(np.stack([chances, 1 - chances], axis=1))
+        rows = {SAMPLES: classification_rows(logits, logits, labels)}
+        values = Resampling(resamples=40).values(CALIBRATION[0], rows[SAMPLES])
+        assert np.quantile(values[1:], 0.025) > values[0]
+        found = estimate(CALIBRATION[0], rows, rows, Resampling(resamples=40)).value
+        # Such a model is calibrated: resamples reach away from the truth, the interval must reach towards it.
+        assert found.low == 0.0
+        assert holds(found, 0.0, 1.0)
+
+
+def test_groups_that_are_alike_are_not_said_to_differ() -> None:
+    claimed, names = [], [str(group) for group in range(20) for _ in range(30)]
+    for seed in range(12):
+        right = (np.random.default_rng(seed).random(600) < 0.8).astype(np.float64)
+        rows = {"correct": right}
+        found = disparity(MEASURES["accuracy"], rows, rows, "g", names, min_samples=2, resampling=Resampling(60))
+        claimed.append((found.gap.low > 0, found.worst.high < 0.8, found.ratio.high < 1.0))
+    assert np.mean(claimed, axis=0).tolist() == pytest.approx([0.0, 0.0, 0.0], abs=0.1)
 
 
 class TestMistakes:

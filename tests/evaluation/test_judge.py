@@ -11,9 +11,11 @@ import torch
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, brier_score_loss
 
+from nas.distillation.teacher import TeacherOutputs
 from nas.evaluation.aspects import Aspects, NamedMetrics, lower_is_better
 from nas.evaluation.evaluate import predict
 from nas.evaluation.fairness import Fairness
+from nas.evaluation.judge import Judge
 from nas.evaluation.perturbations import perturb
 from nas.evaluation.robustness import Condition, PerturbedSplit, Robustness
 from nas.evaluation.substitution import Substitution
@@ -177,6 +179,17 @@ class TestOtherTasks:
         split = PerturbedSplit(task, "test", quality, Robustness(samples=5))
         assert len(split.rows) == task.samples.size("test")
 
+    def test_a_card_of_pairs_counts_pairs(self, tmp_path: Any) -> None:
+        task = similarity(tmp_path)
+        model = task.load_model()
+        run = lambda batch: task.outputs(model, batch)  # noqa: E731
+        judge = Judge(task, TeacherOutputs(task, model=model), run, ASPECTS)
+        section = judge.robustness_section(judge.run(run))
+        pairs = len(task.data.read()["test"])
+        assert section is not None
+        assert judge.judged_on == (section["samples"], "pairs") == (pairs, "pairs")
+        assert pairs != task.samples.size("test")
+
     def test_images_have_no_texts_to_perturb(self, tmp_path: Any) -> None:
         data = ImageData(digit_folder(tmp_path / "d", 80), calibration=5, validation=20, test=20)
         task = ImageClassification(vision_model_folder(tmp_path / "m"), data)
@@ -225,6 +238,19 @@ class TestByName:
     )  # fmt: skip
     def test_which_way_is_better(self, small: World, name: str, expected: bool) -> None:
         assert lower_is_better(name, small.task) is expected
+
+    def test_where_one_cannot_be_computed_the_others_stay(self, small: World) -> None:
+        told: list[str] = []
+        aspects = Aspects(fairness=Fairness(min_samples=100))
+        metrics = NamedMetrics(small.task, aspects, ["worst_group_accuracy", "ece"]).tolerant(told.append)
+        run = run_of(small, small.student)
+        outputs = predict(run, small.task, "test")
+        for _ in range(2):
+            found = metrics(run, "test", outputs, outputs)
+        assert np.isnan(found["worst_group_accuracy"])
+        assert found["ece"] > 0
+        assert len(told) == 1
+        assert "worst_group_accuracy is not known of the test split" in told[0]
 
     def test_groups_need_a_column(self, tmp_path: Any) -> None:
         with pytest.raises(ValueError, match=r"name their columns in `task.data.group_columns`"):

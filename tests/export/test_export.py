@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from onnx import numpy_helper
 
 from nas.export.export import check_target, export_candidate, write_metrics
@@ -91,6 +92,13 @@ def test_metrics_can_be_written_after_the_model_was_measured(copy: Path) -> None
     write_metrics(copy, metrics)
     assert json.loads((copy / "metrics.json").read_text()) == metrics
     assert "0.750" in (copy / "model_card.md").read_text()
+    quality = {"accuracy": 0.8, "accuracy_low": 0.7, "accuracy_high": 0.9, "runs": 60, "ece": float("nan")}
+    write_metrics(copy, {"quality": {"transformers": quality}})
+    assert json.loads((copy / "metrics.json").read_text())["quality"]["transformers"]["ece"] is None
+    page = ModelCard.load(copy / "model_card.md")
+    assert "| transformers | 0.800 [0.700, 0.900] | 60 |" in page.text.replace("\\", "")
+    assert page.data.library_name == "transformers"
+    assert page.data.pipeline_tag == "sentence-similarity"
     (copy / "card.json").unlink()
     with pytest.raises(ValueError, match="is it a folder that `nas export` wrote"):
         write_metrics(copy, {})

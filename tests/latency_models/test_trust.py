@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from latency_models.measurement import Measurement
 from latency_models.predictors import MIN_ROWS, SubnetPredictor, additive
 from latency_models.profile import DeviceProfile
-from latency_models.trust import CONFIDENCES, cross_validate
+from latency_models.trust import CONFIDENCES, Trust, cross_validate, with_learning
 from search_spaces.cost import costs
 from tests.latency_models.test_profile import HEADER, SPACE
 
@@ -84,3 +86,18 @@ def test_few_rows_are_left_out_one_by_one_and_too_few_are_refused(tmp_path):
     assert found.learning == ()
     with pytest.raises(ValueError, match=f"from {MIN_ROWS + 1} measured subnets on, but there are {MIN_ROWS}"):
         cross_validate(profile_of(tmp_path, MIN_ROWS), predictor)
+
+
+def test_a_kept_judgement_is_read_back_exactly_and_its_curve_can_come_later(tmp_path):
+    profile = profile_of(tmp_path, 14)
+    whole = cross_validate(profile, predictor, repeats=1)
+    quick = cross_validate(profile, predictor, repeats=0)
+    assert quick.learning == ()
+    assert whole.learning
+    assert with_learning(quick, predictor, repeats=1).to_dict() == whole.to_dict()
+    again = Trust.from_dict(json.loads(json.dumps(whole.to_dict(), allow_nan=False)))
+    assert again.to_dict() == whole.to_dict()
+    assert again.subnets == whole.subnets
+    assert again.drift.segments == whole.drift.segments
+    with pytest.raises(ValueError, match="the data do not fit"):
+        Trust.from_dict({"subnets": []})

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from nas.evaluation.card import ReportCard
 from nas.reports.data import ExploredTrial, Interval, LoadCommand, ModelRow, PredictorScore, Report, StageTiming
 from nas.reports.drawing import describe_block, draw_subnet
-from nas.reports.figures import front_figure, predicted_vs_measured_figure, sensitivity_figure
+from nas.reports.figures import front_figure, predicted_vs_measured_figure, reliability_figure, sensitivity_figure
 from nas.reports.page import render_page
+from nas.reports.raw import models_csv
 from nas.reports.report import render_markdown, write_report
 from nas.reports.tables import (
     describe,
@@ -27,7 +28,6 @@ from nas.reports.tables import (
     format_count,
     format_number,
     model_rows,
-    models_csv,
     print_table,
     terminal_table,
 )
@@ -302,8 +302,10 @@ def test_report_cards_stand_side_by_side_and_names_stay_text(tmp_path: Path) -> 
         "samples": 100,
     }  # fmt: skip
     task = {"kind": "text_classification", "data": "d", "split": "test", "samples": 100, "measure": "accuracy"}
+    calibration = {"metrics": {"ece": entry}, "reliability": [{"confidence": 0.8, "accuracy": 0.7, "samples": 100}]}
+    quality = {"metrics": {"accuracy": entry}}
     cards = [
-        ReportCard(name, {"path": "p", "kind": "onnx", "teacher": "t"}, task, {}, {"metrics": {"accuracy": entry}})
+        ReportCard(name, {"path": "p", "kind": "onnx", "teacher": "t"}, task, {}, quality, calibration)
         for name in (HOSTILE, "other")
     ]
     report = dataclasses.replace(make_report(), cards=tuple(card.to_dict() for card in cards))
@@ -314,3 +316,8 @@ def test_report_cards_stand_side_by_side_and_names_stay_text(tmp_path: Path) -> 
     assert ("id", "cards") in reader.attributes
     assert "94.7 %" in page
     assert "img" not in reader.tags
+    assert ("data-figure", "reliability") in reader.attributes
+    figure = reliability_figure(report)
+    assert figure is not None
+    assert [trace["x"] for trace in figure["data"]] == [[0.8], [0.8]]
+    assert "<img" not in json.dumps(figure)

@@ -12,7 +12,7 @@ from nas.dashboard.app import Ask, Shown
 from nas.dashboard.formats import format_value
 from nas.dashboard.pages.front import drawing
 from nas.dashboard.studies import Study
-from nas.evaluation.card import METRICS_FILE, SECTIONS, ReportCard, figures
+from nas.evaluation.card import METRICS_FILE, SECTIONS, ReportCard, counted, figures
 from nas.evaluation.model_card import figure_row
 from nas.reports.data import ModelRow, Report
 from nas.reports.tables import describe, model_columns
@@ -93,8 +93,7 @@ def judged(study: Study, name: str) -> list[Judged]:
             continue  # Of another version, or not ours: the other numbers stay.
         parts = {part: tuple(figure_row(f) for f in known if f.section == part) for part in SECTIONS}
         precision = folder.removeprefix(name).removeprefix("-model_") or "fp32"
-        task = card.task
-        note = f"{task['samples']} samples of the {task['split']} split, beside {card.model['teacher']}"
+        note = f"{counted(card)} of the {card.task['split']} split, beside {card.model['teacher']}"
         found.append(Judged(precision, note, tuple((part, rows) for part, rows in parts.items() if rows)))
     return found
 
