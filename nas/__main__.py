@@ -180,10 +180,14 @@ def _task_function(
 
     def task_function(config: DictConfig) -> Any:
         from nas import commands
+        from nas.options import check_models, check_options
         from nas.records import hide_recorded
 
         try:
             hide_recorded()
+            if command == "compare":
+                check_models(config)  # Before the teacher is read out of it.
+            check_options(command, commands.plain(config))
             if swept is not None and command == "search":
                 commands.give_own_study(config, swept)
             return getattr(commands, command)(config)

@@ -37,7 +37,7 @@ class JudgeBench:
     def __init__(self, bench: Workbench, settings: Mapping[str, Any] | None = None) -> None:
         self.bench = bench
         self.settings = settings or bench.config
-        self.aspects: Aspects = build(bench.config["evaluation"])
+        self.aspects: Aspects = build(bench.config["evaluation"], "evaluation")
         self.split = str(self.settings["split"])
 
     @cached_property

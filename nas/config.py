@@ -9,9 +9,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
+
+from nas.option_kinds import kinds_of, mismatch, shown
 
 # What YAML may name -> where it lives. Modules are imported when a class is built: `--help` must not import torch.
 TYPES: dict[str, str] = {
@@ -74,54 +79,173 @@ def _member(module_name: str, name: str) -> Callable[..., Any]:
     return member
 
 
-def build(node: Mapping[str, Any], **injected: Any) -> Any:
+@dataclass(frozen=True)
+class Node:
+    """The kind of a node: ``name`` and the arguments of a class of the allow-list.
+
+    Args:
+        base: The class, or one above it.
+        given: Arguments that the program gives.
+        needed: Whether null will not do.
+    """
+
+    base: Any = object
+    given: tuple[str, ...] = ()
+    needed: bool = True
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The kind of a block that has the arguments of one constructor, and no name.
+
+    Args:
+        of: ``module:name`` or ``module:Class.method``, imported when a value is looked at.
+        given: Arguments that the program gives.
+        alone: Whether it can be called with None for these, to see whether the others are in range.
+    """
+
+    of: str
+    given: tuple[str, ...] = ()
+    alone: bool = True
+
+    @property
+    def constructor(self) -> Callable[..., Any]:
+        """What takes them."""
+        module, _, name = self.of.partition(":")
+        found: Callable[..., Any] = attrgetter(name)(importlib.import_module(module))
+        return found
+
+
+# Class -> the block that it was last built from: what an error that comes later calls its options.
+BUILT: dict[Any, str] = {}
+
+
+def build(node: Mapping[str, Any], where: str = "", **injected: Any) -> Any:
     """Build the object that a node describes; nodes inside it are built first.
 
     Args:
         node: ``name`` and the constructor's arguments, as plain data.
+        where: The node's full name in the configuration, for errors.
         injected: Arguments that the program gives, not the YAML; those that the constructor does not take are left out.
 
     Raises:
-        ConfigError: The type is unknown, or an argument is.
+        ConfigError: The type is unknown, or an argument is, or one is of a wrong kind or out of range.
     """
-    if not isinstance(node, Mapping):
-        raise ConfigError(f"a node must be a mapping such as {{name: {node}}}, but got {node!r}.")
-    if "name" not in node:
-        raise ConfigError(
-            f"a node must give the `name` of its class, but has only {', '.join(map(str, node)) or 'nothing'}."
-        )
+    if text := node_mismatch(where, node, Node(given=tuple(injected))):
+        raise ConfigError(text)
     cls = find_type(node["name"])
-    arguments = {key: _built(value) for key, value in node.items() if key != "name"}
+    arguments = {key: _built(value, _join(where, key)) for key, value in node.items() if key != "name"}
+    taken = {key: value for key, value in injected.items() if key in inspect.signature(cls).parameters}
+    return construct(cls, {**taken, **arguments}, where)
+
+
+def construct(cls: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> Any:
+    """Call a constructor with a block's values.
+
+    Args:
+        cls: What is called.
+        arguments: Of the configuration, and what the program gives.
+        where: The block's full name, for errors.
+
+    Raises:
+        ConfigError: An argument is unknown or missing, or the constructor refuses one.
+    """
+    check_arguments(cls, arguments, where)
+    BUILT[cls] = where
+    try:
+        return cls(**arguments)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(full_names(str(error), where, cls)) from error
+
+
+def full_names(text: str, where: str, cls: Callable[..., Any]) -> str:
+    """An error of a constructor, with its arguments called as the block's options: `` `warmup` `` becomes ours.
+
+    Args:
+        text: What the constructor says.
+        where: The block's full name.
+        cls: The constructor.
+    """
     parameters = inspect.signature(cls).parameters
-    taken = {key: value for key, value in injected.items() if key in parameters}
-    check_arguments(cls, {**arguments, **taken})
-    return cls(**{**taken, **arguments})
+    if not where or f"`{where}" in text:
+        return text
+
+    def named(found: re.Match[str]) -> str:
+        return f"`{where}.{found[1]}{found[2]}`" if found[1] in parameters else found[0]
+
+    text = re.sub(r"`(\w+)((?:\.\w+)*)`", named, text)
+    # What constructors call themselves says less than the block.
+    text = re.sub(rf"^[\w ]+: (?=`{re.escape(where)}\.)", "", text)
+    return text if f"`{where}." in text else f"`{where}`: {text}"
 
 
-def check_arguments(cls: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+def node_mismatch(name: str, value: Any, kind: Any) -> str | None:
+    """What is wrong with a value of a kind that is a class, a `Node` or `Arguments`; None where nothing is."""
+    if isinstance(kind, Arguments):
+        return _in_arguments(name, value, kind.constructor, kind.given)
+    if not isinstance(kind, Node):
+        return node_mismatch(name, value, Node(kind)) if inspect.isclass(kind) and kind not in (object, Any) else None
+    if value is None and not kind.needed:
+        return None
+    own = getattr(kind.base, "__name__", "")
+    if not isinstance(value, Mapping):
+        options = f"{{name: {own}, ...}}" if own != "object" else f"{{name: {shown(value)}}}"
+        return f"{_quoted(name)} must be a mapping such as {options}, but got {shown(value)}."
+    if "name" not in value:
+        found = ", ".join(map(str, value)) or "nothing"
+        return f"{_quoted(name)} must give the `{_join(name, 'name')}` of its class, but has {found}."
+    if not isinstance(value["name"], str):
+        return f"`{_join(name, 'name')}` must be the name of a class, but got {shown(value['name'])}."
+    try:
+        cls = find_type(value["name"])
+    except ConfigError as error:
+        return full_names(str(error), name, _named)
+    if inspect.isclass(kind.base) and inspect.isclass(cls) and not issubclass(cls, kind.base):
+        return f"`{_join(name, 'name')}` must be {own}, but got {shown(value['name'])}."
+    return _in_arguments(name, {key: item for key, item in value.items() if key != "name"}, cls, kind.given)
+
+
+def _named(name: str) -> None:
+    """Has the one parameter that every node has."""
+
+
+def _in_arguments(name: str, value: Any, constructor: Callable[..., Any], given: tuple[str, ...]) -> str | None:
+    kinds = {key: kind for key, kind in kinds_of(constructor).items() if key not in given}
+    if not isinstance(value, Mapping):
+        return f"`{name}` must be a mapping with {', '.join(kinds)}, but got {shown(value)}."
+    try:
+        check_arguments(constructor, {**dict.fromkeys(given), **value}, name, ignored=given)
+    except ConfigError as error:
+        return str(error)
+    found = (mismatch(_join(name, key), value[key], kind, node_mismatch) for key, kind in kinds.items() if key in value)
+    return next((text for text in found if text), None)
+
+
+def check_arguments(
+    cls: Callable[..., Any], arguments: Mapping[str, Any], where: str = "", *, ignored: Iterable[str] = ()
+) -> None:
     """Check that a constructor takes these arguments.
+
+    Args:
+        cls: The constructor.
+        arguments: Name -> value.
+        where: The full name of the block that they are from.
+        ignored: Names that need not be its own.
 
     Raises:
         ConfigError: It does not, or one is missing.
     """
     signature, name = inspect.signature(cls), getattr(cls, "__name__", str(cls))
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
     for key in arguments:
-        if key not in signature.parameters and not open_ended:
+        if key not in signature.parameters and key not in ignored and inspect.Parameter.VAR_KEYWORD not in kinds:
             options = ", ".join(signature.parameters)
             hint = suggestion(key, signature.parameters)
-            raise ConfigError(f"{name} has no option {key!r}; it has {options}.{hint}")
+            raise ConfigError(f"{name} has no option {_join(where, str(key))!r}; it has {options}.{hint}")
     for key, parameter in signature.parameters.items():
-        if (
-            parameter.default is inspect.Parameter.empty
-            and parameter.kind
-            in (
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                inspect.Parameter.KEYWORD_ONLY,
-            )
-            and key not in arguments
-        ):
-            raise ConfigError(f"{name} needs the option {key!r}.")
+        optional = parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        if parameter.default is inspect.Parameter.empty and not optional and key not in arguments:
+            raise ConfigError(f"{name} needs the option {_join(where, key)!r}.")
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
@@ -146,9 +270,19 @@ def suggestion(name: Any, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def _built(value: Any) -> Any:
+def _built(value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
-        return build(value) if "name" in value else {key: _built(item) for key, item in value.items()}
+        if "name" in value:
+            return build(value, where)
+        return {key: _built(item, _join(where, str(key))) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_built(item) for item in value]
+        return [_built(item, f"{where}[{place}]") for place, item in enumerate(value)]
     return value
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _quoted(name: str) -> str:
+    return f"`{name}`" if name else "a node"
