@@ -10,13 +10,15 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_origin
 
-from nas.option_kinds import kinds_of, mismatch, shown
+from nas.option_kinds import CallableType, Rule, kinds_of, mismatch, shown
 
 # What YAML may name -> where it lives. Modules are imported when a class is built: `--help` must not import torch.
 TYPES: dict[str, str] = {
@@ -53,25 +55,31 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
 
 
-def find_type(name: str) -> Callable[..., Any]:
+def find_type(name: str, of: Sequence[str] = ("*",)) -> Callable[..., Any]:
     """The class that YAML names.
+
+    Args:
+        name: Its name.
+        of: What it may be: names of the allow-list, or patterns such as ``*Sampler``.
 
     Raises:
         ConfigError: The allow-list has no such name.
     """
-    if name in TYPES:
+    fits = any(fnmatchcase(str(name), pattern) for pattern in of)
+    if fits and name in TYPES:
         return _member(TYPES[name], name)
     for module_name, suffix in OPEN_MODULES:
-        allowed = isinstance(name, str) and name.isidentifier() and name.endswith(suffix)
+        allowed = fits and isinstance(name, str) and name.isidentifier() and name.endswith(suffix)
         if allowed and not name.startswith(("_", "Base")):
             found = getattr(importlib.import_module(module_name), name, None)
             if inspect.isclass(found):
                 return _member(module_name, name)
     # Of a kind that the name gives away, only those of the kind are worth naming.
     kinds = [suffix for _, suffix in OPEN_MODULES if str(name).endswith(suffix)] or [""]
-    known = [known for known in TYPES if known.endswith(kinds[0])]
-    known += [f"any class of {module}" for module, suffix in OPEN_MODULES if suffix.endswith(kinds[0])]
-    raise ConfigError(f"`name` must be one of {', '.join(known)}, but got {name!r}.{suggestion(name, TYPES)}")
+    known = [known for known in TYPES if known.endswith(kinds[0]) and any(fnmatchcase(known, x) for x in of)]
+    open_ones = [(module, suffix) for module, suffix in OPEN_MODULES if any(fnmatchcase(f"Any{suffix}", x) for x in of)]
+    known += [f"any class of {module}" for module, suffix in open_ones if suffix.endswith(kinds[0])]
+    raise ConfigError(f"`name` must be one of {', '.join(known)}, but got {name!r}.{suggestion(name, known)}")
 
 
 def _member(module_name: str, name: str) -> Callable[..., Any]:
@@ -84,11 +92,13 @@ class Node:
     """The kind of a node: ``name`` and the arguments of a class of the allow-list.
 
     Args:
-        base: The class, or one above it.
-        given: Arguments that the program gives.
+        of: Names of the classes that it may be, or patterns of such names.
+        base: A class that it must be below.
+        given: Arguments that the program gives where the node does not.
         needed: Whether null will not do.
     """
 
+    of: tuple[str, ...] = ("*",)
     base: Any = object
     given: tuple[str, ...] = ()
     needed: bool = True
@@ -158,13 +168,14 @@ def construct(cls: Callable[..., Any], arguments: Mapping[str, Any], where: str)
         raise ConfigError(full_names(str(error), where, cls)) from error
 
 
-def full_names(text: str, where: str, cls: Callable[..., Any]) -> str:
+def full_names(text: str, where: str, cls: Callable[..., Any], *, blame: bool = True) -> str:
     """An error of a constructor, with its arguments called as the block's options: `` `warmup` `` becomes ours.
 
     Args:
         text: What the constructor says.
         where: The block's full name.
         cls: The constructor.
+        blame: Whether the block is named also where the text names none of its options.
     """
     parameters = inspect.signature(cls).parameters
     if not where or f"`{where}" in text:
@@ -176,47 +187,64 @@ def full_names(text: str, where: str, cls: Callable[..., Any]) -> str:
     text = re.sub(r"`(\w+)((?:\.\w+)*)`", named, text)
     # What constructors call themselves says less than the block.
     text = re.sub(rf"^[\w ]+: (?=`{re.escape(where)}\.)", "", text)
-    return text if f"`{where}." in text else f"`{where}`: {text}"
+    return f"`{where}`: {text}" if blame and f"`{where}." not in text else text
+
+
+def said_of(error: BaseException) -> str:
+    """An error's text, with options called in full where a method of an object that was built from a block failed."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        cls = type(frame.f_locals.get("self"))
+        if cls in BUILT and (text := full_names(str(error), BUILT[cls], cls, blame=False)) != str(error):
+            return text
+    return str(error)
 
 
 def node_mismatch(name: str, value: Any, kind: Any) -> str | None:
     """What is wrong with a value of a kind that is a class, a `Node` or `Arguments`; None where nothing is."""
     if isinstance(kind, Arguments):
         return _in_arguments(name, value, kind.constructor, kind.given)
-    if not isinstance(kind, Node):
-        return node_mismatch(name, value, Node(kind)) if inspect.isclass(kind) and kind not in (object, Any) else None
-    if value is None and not kind.needed:
+    if inspect.isclass(kind) and kind not in (object, Any):
+        kind = Node((kind.__name__,), base=kind)
+    if not isinstance(kind, Node) or (value is None and not kind.needed):
         return None
-    own = getattr(kind.base, "__name__", "")
     if not isinstance(value, Mapping):
-        options = f"{{name: {own}, ...}}" if own != "object" else f"{{name: {shown(value)}}}"
-        return f"{_quoted(name)} must be a mapping such as {options}, but got {shown(value)}."
-    if "name" not in value:
-        found = ", ".join(map(str, value)) or "nothing"
-        return f"{_quoted(name)} must give the `{_join(name, 'name')}` of its class, but has {found}."
-    if not isinstance(value["name"], str):
-        return f"`{_join(name, 'name')}` must be the name of a class, but got {shown(value['name'])}."
+        named = value if isinstance(value, str) and value else next((x for x in kind.of if "*" not in x), "NAME")
+        return f"{_quoted(name)} must be a mapping such as {{name: {named}}}, but got {shown(value)}."
     try:
-        cls = find_type(value["name"])
+        cls = _class_of(name, value, kind)
     except ConfigError as error:
-        return full_names(str(error), name, _named)
-    if inspect.isclass(kind.base) and inspect.isclass(cls) and not issubclass(cls, kind.base):
-        return f"`{_join(name, 'name')}` must be {own}, but got {shown(value['name'])}."
+        return str(error)
     return _in_arguments(name, {key: item for key, item in value.items() if key != "name"}, cls, kind.given)
 
 
-def _named(name: str) -> None:
-    """Has the one parameter that every node has."""
+def _class_of(where: str, node: Mapping[str, Any], kind: Node) -> Callable[..., Any]:
+    own = _join(where, "name")
+    if "name" not in node:
+        found = ", ".join(map(str, node)) or "nothing"
+        raise ConfigError(f"{_quoted(where)} must give the `{own}` of its class, but has {found}.")
+    if not isinstance(node["name"], str):
+        raise ConfigError(f"`{own}` must be the name of a class, but got {shown(node['name'])}.")
+    try:
+        cls = find_type(node["name"], kind.of if kind.base is object else ("*",))
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("`name`", f"`{own}`", 1)) from None
+    if inspect.isclass(cls) and not issubclass(cls, kind.base):
+        raise ConfigError(f"`{own}` must be {kind.of[0]}, but got {shown(node['name'])}.")
+    return cls
 
 
 def _in_arguments(name: str, value: Any, constructor: Callable[..., Any], given: tuple[str, ...]) -> str | None:
-    kinds = {key: kind for key, kind in kinds_of(constructor).items() if key not in given}
+    kinds = kinds_of(constructor)
     if not isinstance(value, Mapping):
-        return f"`{name}` must be a mapping with {', '.join(kinds)}, but got {shown(value)}."
+        options = [key for key, kind in kinds.items() if key not in given and get_origin(kind) is not CallableType]
+        return f"`{name}` must be a mapping with {', '.join(options)}, but got {shown(value)}."
     try:
         check_arguments(constructor, {**dict.fromkeys(given), **value}, name, ignored=given)
     except ConfigError as error:
         return str(error)
+    if kinds.get("seed") is int:
+        kinds = {**kinds, "seed": Annotated[int, Rule(">= 0", lambda seed: seed >= 0)]}  # As NumPy wants them.
     found = (mismatch(_join(name, key), value[key], kind, node_mismatch) for key, kind in kinds.items() if key in value)
     return next((text for text in found if text), None)
 
@@ -246,22 +274,6 @@ def check_arguments(
         optional = parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         if parameter.default is inspect.Parameter.empty and not optional and key not in arguments:
             raise ConfigError(f"{name} needs the option {_join(where, key)!r}.")
-
-
-def whole_number(name: str, value: Any, least: int) -> int:
-    """The same number, once it is known to be one.
-
-    Args:
-        name: The option's, for the error.
-        value: What YAML or the command line gives.
-        least: The smallest that is allowed.
-
-    Raises:
-        ConfigError: It is no whole number, or smaller.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"`{name}` must be a whole number >= {least}, but got {value!r}.")
-    return value
 
 
 def suggestion(name: Any, known: Iterable[str]) -> str:

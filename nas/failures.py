@@ -41,7 +41,11 @@ def _told(error: Exception, command: str) -> tuple[str, int]:
 
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_override(command, error), USAGE_ERROR
-    if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | PermissionError | ModuleNotFoundError):
+    if isinstance(error, ValueError):
+        from nas.config import said_of
+
+        return f"{' '.join(said_of(error).split())}  {_WHERE}", USAGE_ERROR
+    if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError | ModuleNotFoundError):
         return f"{one_line(error)}  {_WHERE}", USAGE_ERROR
     if isinstance(error, RuntimeError | OSError):
         return f"{one_line(error)}  {_WHERE}", FAILURE

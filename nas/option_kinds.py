@@ -1,4 +1,4 @@
-"""Whether a value as it stands in YAML is of the kind that an annotation asks for, and in one sentence what is wrong."""
+"""Whether a value as it stands in YAML is of the kind that an annotation asks for, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -20,6 +21,8 @@ _WORDS: dict[Any, tuple[str, str]] = {
     type(None): ("null", "null"),
 }
 _SHOWN = 80
+# What a function's annotation is one of.
+CallableType: Any = Callable
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Rule:
     holds: Callable[[Any], bool]
 
 
-# Says, of an option's full name, its value and a kind that is none of Python's own, what is wrong; None where nothing is.
+# Says what is wrong with an option (full name, value) of a kind that is none of Python's own; None where nothing is.
 Nested = Callable[[str, Any, Any], str | None]
 
 
@@ -50,35 +53,32 @@ def mismatch(name: str, value: Any, kind: Any, nested: Nested) -> str | None:
             (``Any``, functions) takes everything.
         nested: Looks into values of other kinds, such as classes.
     """
-    origin, inner = get_origin(kind), get_args(kind)
+    found: str | None
     if isinstance(kind, Mapping):
-        return _in_block(name, value, kind, nested)
-    if origin is Annotated:
-        text = mismatch(name, value, inner[0], nested)
-        outside = text is not None and text.startswith(f"`{name}` ")
-        kept = text is not None or all(rule.holds(value) for rule in inner[1:] if isinstance(rule, Rule))
-        return text if kept and not outside else _refusal(name, value, kind)
-    if origin in (Union, types.UnionType):
-        return _in_union(name, value, kind, nested)
-    if origin is Literal:
-        known = any(type(value) is type(choice) and value == choice for choice in inner)
-        return None if known else _refusal(name, value, kind)
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return _in_mapping(name, value, kind, nested)
-    if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence | frozenset):
-        if not isinstance(value, list | tuple):
-            return _refusal(name, value, kind)
-        found = (mismatch(f"{name}[{place}]", item, inner[0], nested) for place, item in enumerate(value))
-        return next((text for text in found if text), None)
-    if kind in _WORDS:
-        return None if _is(value, kind) else _refusal(name, value, kind)
-    return nested(name, value, kind)
+        found = _in_block(name, value, kind, nested)
+    elif (origin := get_origin(kind)) is Annotated:
+        found = _with_rules(name, value, kind, nested)
+    elif origin in (Union, types.UnionType):
+        found = _in_union(name, value, kind, nested)
+    elif origin is Literal:
+        known = any(type(value) is type(choice) and value == choice for choice in get_args(kind))
+        found = None if known else _refusal(name, value, kind)
+    elif isinstance(origin, type) and issubclass(origin, Mapping):
+        found = _in_mapping(name, value, kind, nested)
+    elif isinstance(origin, type) and issubclass(origin, Sequence | frozenset):
+        found = _in_list(name, value, kind, nested)
+    elif kind in _WORDS:
+        found = None if _is(value, kind) else _refusal(name, value, kind)
+    else:
+        found = nested(name, value, kind)
+    return found
 
 
-def kinds_of(function: Callable[..., Any]) -> dict[str, Any]:
+@cache
+def kinds_of(function: Callable[..., Any]) -> Mapping[str, Any]:
     """Parameter -> its annotation, resolved; ``Any`` where a name in it is not known outside of type checking."""
     found: dict[str, Any] = {}
-    own = function.__init__ if inspect.isclass(function) else function  # type: ignore[misc]
+    own = function.__init__ if inspect.isclass(function) else function
     names = getattr(inspect.unwrap(own), "__globals__", {})
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.annotation is inspect.Parameter.empty or parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -111,9 +111,11 @@ def words(kind: Any, *, several: bool = False) -> str:
         rules = " and ".join(rule.words for rule in inner[1:] if isinstance(rule, Rule))
         return f"{words(inner[0], several=several)} {rules}".strip()
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(words(part, several=several) for part in inner))
+        # Whole numbers are numbers.
+        parts = [part for part in inner if part is not int or float not in inner]
+        return " or ".join(dict.fromkeys(words(part, several=several) for part in parts))
     if origin is Literal:
-        return f"{'of' if several else 'one of'} {', '.join(map(str, inner))}"
+        return f"{'names' if several else 'one'} of {', '.join(map(str, inner))}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return f"{'mappings' if several else 'a mapping'} of names to {words(inner[1], several=True)}"
     if isinstance(origin, type) and issubclass(origin, Sequence | frozenset):
@@ -161,6 +163,23 @@ def _in_block(name: str, value: Any, kinds: Mapping[str, Any], nested: Nested) -
     return next((text for text in found if text), None)
 
 
+def _with_rules(name: str, value: Any, kind: Any, nested: Nested) -> str | None:
+    plain, *rules = get_args(kind)
+    text = mismatch(name, value, plain, nested)
+    if text is None and all(rule.holds(value) for rule in rules if isinstance(rule, Rule)):
+        return None
+    inside = text is not None and not text.startswith(f"`{name}` ")
+    return text if inside else _refusal(name, value, kind)
+
+
+def _in_list(name: str, value: Any, kind: Any, nested: Nested) -> str | None:
+    if not isinstance(value, list | tuple):
+        return _refusal(name, value, kind)
+    (of_items, *_) = get_args(kind)
+    found = (mismatch(f"{name}[{place}]", item, of_items, nested) for place, item in enumerate(value))
+    return next((text for text in found if text), None)
+
+
 def _in_union(name: str, value: Any, kind: Any, nested: Nested) -> str | None:
     found = [mismatch(name, value, part, nested) for part in get_args(kind)]
     if None in found:
@@ -178,7 +197,7 @@ def _in_mapping(name: str, value: Any, kind: Any, nested: Nested) -> str | None:
         # On the command line, numbers in an option's name are texts.
         plain = int(key) if of_keys is int and isinstance(key, str) and key.isdecimal() else key
         if not (_is(plain, of_keys) if of_keys in _WORDS else True):
-            return f"`{name}` must have {words(of_keys, several=True)} as its keys, but got {shown(key)}."
+            return f"`{name}.{key}` must be named by {words(of_keys)}, but is by {shown(key)}."
         if text := mismatch(f"{name}.{key}", item, of_values, nested):
             return text
     return None

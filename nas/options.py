@@ -7,9 +7,10 @@ here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from nas.config import Arguments, ConfigError, Node, build, construct, node_mismatch, suggestion
+from nas.config import Arguments, ConfigError, Node, build, conf_dir, construct, node_mismatch, suggestion
 from nas.option_kinds import Rule, mismatch
 from nas.progress import Mode
 from nas.studies import plain_name
@@ -17,7 +18,13 @@ from nas.studies import plain_name
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-Text = Annotated[str, Rule("that is not empty", bool)]
+
+def rising(steps: Sequence[int]) -> bool:
+    """Whether these numbers rise, and there are any."""
+    return bool(steps) and all(a < b for a, b in pairwise(steps))
+
+
+Text = Annotated[str, Rule("of at least one letter", bool)]
 Count = Annotated[int, Rule(">= 1", lambda value: value >= 1)]
 Whole = Annotated[int, Rule(">= 0", lambda value: value >= 0)]
 Positive = Annotated[float, Rule("> 0", lambda value: value > 0)]
@@ -35,8 +42,9 @@ _BASE: Kinds = {
     "progress": Mode,
     "torch_threads": Count | None,
 }
-_STORAGE: Kinds = {"storage": Node()}
-_TEACHER: Kinds = {"model": {"path": Text}, "task": Node(given=("model", "cache_dir"))}
+_STORAGE: Kinds = {"storage": Node(("*Storage",))}
+_TASKS = ("SentenceEmbedding", "TextClassification", "TokenClassification", "ImageClassification", "CausalLM")
+_TEACHER: Kinds = {"model": {"path": Text}, "task": Node(_TASKS, given=("model", "cache_dir"))}
 _CALIBRATE: Kinds = {
     **_TEACHER,
     "space": Arguments("search_spaces.space:SearchSpace.from_choices", given=("shape",), alone=False),
@@ -51,12 +59,12 @@ _TARGET: Kinds = {
     "device": Arguments("latency_models.device:Device"),
     "workload": Arguments("search_spaces.cost:Workload"),
 }
-_DISTIL: Kinds = {"distiller": Node(), "training": Node()}
+_DISTIL: Kinds = {"distiller": Node(("Distiller",)), "training": Node(("TrainSettings",))}
 _PROFILE: Kinds = {
     **_CALIBRATE,
     **_TARGET,
     "predictor": {"name": Literal["auto", "additive", "lookup"]},
-    "objectives": Node(),
+    "objectives": Node(("Objectives",)),
     "profile": {
         "num_subnets": Count,
         "held_out": Whole,
@@ -79,9 +87,9 @@ _SEARCH: Kinds = {
     "max_failure_share": Share,
     "on_change": Literal["refuse", "new"],
     "judge_in": Literal["device", "fp32"],
-    "rungs": Sequence[Whole],
+    "rungs": Annotated[Sequence[Whole], Rule("that rises, such as [0, 40, 160]", rising)],
     "reduction_factor": Annotated[int, Rule(">= 2", lambda value: value >= 2)],
-    "pruner": Node(needed=False),
+    "pruner": Node(("*Pruner",), needed=False),
     "workers": Count,
     "only": bool,
     "max_retries": Whole,
@@ -100,7 +108,7 @@ _FINALISTS: Kinds = {
 _JUDGING: Kinds = {
     **_TEACHER,
     **_TARGET,
-    "evaluation": Node(),
+    "evaluation": Node(("Aspects",)),
     "split": Literal["train", "calibration", "validation", "test"],
     "measure": bool,
     "memory": bool,
@@ -132,10 +140,10 @@ OPTIONS: Mapping[str, Kinds] = {
         **_PROFILE,
         **_DISTIL,
         **_STORAGE,
-        "sampler": Node(),
+        "sampler": Node(("*Sampler",)),
         "search": _SEARCH,
         "finalists": _FINALISTS,
-        "evaluation": Node(),
+        "evaluation": Node(("Aspects",)),
     },
     "pareto": {**_STORAGE, **_PICK, "pick": str | int | None, "count": Count},
     "export": {
@@ -170,6 +178,10 @@ def check_options(command: str, config: Mapping[str, Any]) -> None:
     if unknown := [key for key in config if key not in kinds]:
         hint = suggestion(unknown[0], kinds)
         raise ConfigError(f"unknown option {unknown[0]!r}.{hint}  `nas {command} --help` lists all options.")
+    if missing := [key for key in kinds if key not in config]:
+        files = sorted(path.stem for path in (conf_dir() / missing[0]).glob("*.yaml"))
+        known = f": {missing[0]}=NAME, where NAME is one of {', '.join(files)}" if files else ""
+        raise ConfigError(f"`{missing[0]}` must be given{known}.")
     if text := mismatch("", dict(config), kinds, node_mismatch):
         raise ConfigError(text)
     for study in config["study"] if isinstance(config["study"], list) else [config["study"]]:

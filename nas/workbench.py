@@ -259,7 +259,9 @@ class Workbench:
 
         objectives = self.config.get("objectives") or {}
         names = {*objectives.get("goals", ()), *objectives.get("constraints", ())} - {QUALITY, *KNOWN_COSTS}
-        found = NamedMetrics(self.task, build(self.config["evaluation"], "evaluation"), sorted(names)) if names else None
+        found = (
+            NamedMetrics(self.task, build(self.config["evaluation"], "evaluation"), sorted(names)) if names else None
+        )
         return found if found is not None and found.names else None
 
     def evaluation_context(self) -> dict[str, Any]:

@@ -39,9 +39,9 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
-            raise ValueError(f"`dashboard.port` must be in 0-65535, but got {self.port}.")
+            raise ValueError(f"`port` must be in 0-65535, but got {self.port}.")
         if self.refresh_s < 0.1:
-            raise ValueError(f"`dashboard.refresh_s` must be at least 0.1, but got {self.refresh_s}.")
+            raise ValueError(f"`refresh_s` must be at least 0.1, but got {self.refresh_s}.")
 
     def token(self) -> str | None:
         """The token to ask for; None where only this machine can connect and nobody set one.
