@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from nas.config import Arguments, ConfigError, Node, build, conf_dir, construct, node_mismatch, suggestion
+from nas.config import Arguments, ConfigError, Node, build, construct, node_mismatch, suggestion
 from nas.option_kinds import Rule, mismatch
+from nas.overrides import known_files
 from nas.progress import Mode
 from nas.studies import plain_name
 
@@ -157,7 +158,11 @@ OPTIONS: Mapping[str, Kinds] = {
     },
     "evaluate": {**_JUDGING, "candidate": str | None},
     "compare": {**_JUDGING, "models": Sequence[Text]},
-    "report": {**_STORAGE, "study": Study | Sequence[Study], "directory": str | None},
+    "report": {
+        **_STORAGE,
+        "study": Study | Annotated[Sequence[Study], Rule("with one of them at least", bool)],
+        "directory": str | None,
+    },
     "dashboard": {**_STORAGE, "dashboard": Arguments("nas.dashboard.serve:ServeSettings")},
 }
 
@@ -179,7 +184,7 @@ def check_options(command: str, config: Mapping[str, Any]) -> None:
         hint = suggestion(unknown[0], kinds)
         raise ConfigError(f"unknown option {unknown[0]!r}.{hint}  `nas {command} --help` lists all options.")
     if missing := [key for key in kinds if key not in config]:
-        files = sorted(path.stem for path in (conf_dir() / missing[0]).glob("*.yaml"))
+        files = known_files(missing[0])
         known = f": {missing[0]}=NAME, where NAME is one of {', '.join(files)}" if files else ""
         raise ConfigError(f"`{missing[0]}` must be given{known}.")
     if text := mismatch("", dict(config), kinds, node_mismatch):
