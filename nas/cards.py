@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.config import build, check_arguments
+from nas.config import build
 from nas.evaluation.aspects import Aspects
 from nas.evaluation.card import METRICS_FILE, ReportCard
 from nas.evaluation.model_card import write_card
@@ -144,7 +144,6 @@ class JudgeBench:
         from nas.evaluation.efficiency import GraphSubject, measure_efficiency
 
         bench, settings = self.bench, self.settings["protocol"]
-        check_arguments(Profiler, settings)
         # Graphs carry their precision.
         device = replace(device_of_graphs(bench.device), precision="fp32")
         with tempfile.TemporaryDirectory() as folder, bench.progress("Measuring") as bar:

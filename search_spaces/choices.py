@@ -67,7 +67,10 @@ def check(
     if not 1 <= min_blocks <= shape.num_blocks:
         raise ValueError(f"space: `min_blocks` must be between 1 and {shape.num_blocks}, but got {min_blocks}.")
     if unknown := sorted(set(own) - set(range(shape.num_blocks))):
-        raise ValueError(f"space: `overrides` names block {unknown[0]}, but the model has {shape.num_blocks}.")
+        raise ValueError(
+            f"space: `overrides.{unknown[0]}` must be of a block from 0 to {shape.num_blocks - 1}, because the model has "
+            f"{shape.num_blocks}."
+        )
 
 
 def check_kinds(choices: Any, per_block: Any, overrides: Any, round_to: Any, min_blocks: Any) -> None:
