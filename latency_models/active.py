@@ -48,6 +48,9 @@ class ActiveProfiling:
 
     Attributes:
         curve: The learning curve so far.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     space: SearchSpace
@@ -62,6 +65,15 @@ class ActiveProfiling:
     seed: int = 0
     exclude: frozenset[SubnetConfig] = frozenset()
     curve: list[LearningPoint] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("start", "batch", "patience", "candidates"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a whole number >= 1, but got {value!r}.")
+        for name in ("target", "gain"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be a share from 0 to below 1, but got {getattr(self, name)!r}.")
 
     def design(self) -> list[SubnetConfig]:
         """The first rows: the extremes, uniform sizes spread over FLOPs, then random subnets; no repeats."""

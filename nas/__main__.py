@@ -108,6 +108,9 @@ def run(arguments: list[str]) -> int:
 def _run_command(command: str, overrides: list[str], *, debug: bool) -> int:
     if unknown := [text for text in overrides if text.startswith("-") and text.partition("=")[0] not in FLAGS]:
         return fail(f"unknown flag {unknown[0]!r}; options are written name=value, `nas {command} --help` lists them.")
+    pairs = zip(overrides, [*overrides[1:], "-"], strict=True)
+    if bare := [flag for flag, value in pairs if flag in VALUED_FLAGS and (value.startswith("-") or "=" in value)]:
+        return fail(f"{bare[0]} must be followed by its value, such as {bare[0]} NAME.")
     if {"--help", "-h"} & set(overrides):
         return _print_help(command, [o for o in overrides if o not in ("--help", "-h")])
     return guarded(lambda: _run_hydra(command, overrides), command, debug=debug)
@@ -123,12 +126,14 @@ def _run_hydra(command: str, overrides: list[str]) -> None:
     import hydra
 
     from nas.config import conf_dir
+    from nas.overrides import check_overrides
     from nas.records import passwords_aside
     from nas.sweeps import swept_keys
 
     # Errors come to us as exceptions, and not as Hydra's text with exit code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     flags, others = _flags_first(overrides)
+    check_overrides(command, others)
     multirun = bool({"-m", "--multirun"} & set(flags))
     failures: list[Exception] = []
     swept = swept_keys(others) if multirun else None
@@ -180,10 +185,14 @@ def _task_function(
 
     def task_function(config: DictConfig) -> Any:
         from nas import commands
+        from nas.options import check_models, check_options
         from nas.records import hide_recorded
 
         try:
             hide_recorded()
+            if command == "compare":
+                check_models(config)  # Before the teacher is read out of it.
+            check_options(command, commands.plain(config))
             if swept is not None and command == "search":
                 commands.give_own_study(config, swept)
             return getattr(commands, command)(config)
@@ -200,15 +209,16 @@ def _print_help(command: str, overrides: list[str]) -> int:
     from omegaconf import OmegaConf
 
     from nas.config import conf_dir
+    from nas.overrides import check_overrides, known_files
 
     def show() -> None:
+        check_overrides(command, _flags_first(overrides)[1])
         config = compose_config(command, overrides)
         text = OmegaConf.to_yaml(config)
         groups = sorted(path.name for path in conf_dir().iterdir() if path.is_dir() and path.name in config)
         print(f"nas {command}: {COMMANDS[command]}.\n\nGroups (choose with group=name):")
         for group in [*groups, *(["experiment"] if command == "search" else [])]:
-            names = ", ".join(sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")))
-            print(f"  {group}: {names}")
+            print(f"  {group}: {', '.join(known_files(group))}")
         print("\nOptions and their defaults (override with name=value; ??? must be given):\n")
         print("\n".join(f"  {line}" for line in text.splitlines()))
         print("\n-m sweeps over comma-separated values; --cfg job prints the configuration; --debug shows tracebacks.")

@@ -11,11 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.config import build, check_arguments
+from nas.config import build
 from nas.evaluation.aspects import Aspects
 from nas.evaluation.card import METRICS_FILE, ReportCard
 from nas.evaluation.model_card import write_card
-from nas.subjects import Subject, check_alike, check_tokens, existing_graph
+from nas.subjects import Subject, check_alike, check_there, check_tokens, existing_graph, models_there
 from nas.tasks.cache import content_key
 from nas.workbench import Workbench
 
@@ -38,8 +38,10 @@ class JudgeBench:
     def __init__(self, bench: Workbench, settings: Mapping[str, Any] | None = None) -> None:
         self.bench = bench
         self.settings = settings or bench.config
-        self.aspects: Aspects = build(bench.config["evaluation"])
+        self.aspects: Aspects = build(bench.config["evaluation"], "evaluation")
         self.split = str(self.settings["split"])
+        # What names models, for errors.
+        self.option = "models" if "models" in bench.config else "candidate"
 
     @cached_property
     def teacher(self) -> Subject:
@@ -54,14 +56,11 @@ class JudgeBench:
             FileNotFoundError, ValueError: There is none, or it is of another kind than the task.
         """
         place = Path(path)
+        check_there(self.option, path, self.bench.root)
         if path == self.teacher.path:
             return self.teacher if name is None else replace(self.teacher, name=name)
         if place.suffix == ".onnx":
-            if not place.is_file():
-                raise FileNotFoundError(f"a model must be a folder or an .onnx file, but {place} is not there.")
             return Subject(name or f"{place.parent.name}/{place.stem}", path, "onnx", self._beside(place), place)
-        if not place.exists() and (place.is_absolute() or path.startswith(".")):
-            raise FileNotFoundError(f"a model must be a folder or an .onnx file, but {place} is not there.")
         return Subject(name or place.name, path, "transformers", self._loaded(path), existing_graph(place))
 
     def cards(self, subjects: Sequence[Subject]) -> list[ReportCard]:
@@ -145,14 +144,9 @@ class JudgeBench:
 
     @cached_property
     def _profiler(self) -> Profiler:
-        """The measurement protocol.
-
-        Raises:
-            ValueError: An option of it is unknown or out of range.
-        """
+        """The measurement protocol."""
         from latency_models.profiler import Profiler
 
-        check_arguments(Profiler, self.settings["protocol"])
         return Profiler(**self.settings["protocol"], seed=self.bench.seed)
 
     def _efficiency(self, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
@@ -216,7 +210,13 @@ class JudgeBench:
             return load_subnet(Path(path))
         task: Any = self.bench.task
         own = replace(task, model=path)
-        model = own.load_model()
+        try:
+            model = own.load_model()
+        except (FileNotFoundError, ValueError) as error:
+            if Path(path).exists() or not str(error).startswith("`model.path`"):
+                raise
+            text = str(error).replace("`model.path`", f"`{self.option}`", 1)
+            raise type(error)(f"{text} ({models_there(path, self.bench.root)})") from error
         check_alike(model, self.bench.teacher, path)
         check_tokens(own, task, path)
         return model
@@ -241,13 +241,11 @@ def chosen_form(bench: Workbench) -> str:
     """In which form cards are to be printed; asked before the work, so that a slip does not cost its result.
 
     Raises:
-        ValueError: The form is unknown, or they cannot be written where they should be.
+        ValueError: They cannot be written where they should be.
     """
     shown, output = str(bench.config["show"]), bench.config["output"]
     if output and Path(output).exists() and not Path(output).is_dir():
         raise ValueError(f"`output` must be a folder, but {output!r} is a file.")
-    if shown not in ("table", "markdown", "json"):
-        raise ValueError(f"`show` must be table, markdown or json, but got {shown!r}.")
     return shown
 
 

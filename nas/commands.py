@@ -108,7 +108,7 @@ def search(config: DictConfig) -> None:
             from nas.cards import study_cards
 
             study_cards(bench, stages.directory)
-    report_found(found_report, stages.directory, bench.root, build(bench.config["storage"]), bench.mode)
+    report_found(found_report, stages.directory, bench.root, build(bench.config["storage"], "storage"), bench.mode)
 
 
 def give_own_study(config: DictConfig, swept: Sequence[str]) -> None:
@@ -168,7 +168,6 @@ def compare(config: DictConfig) -> None:
     from nas.reports.compare import comparison_csv, comparison_markdown, print_comparison
     from nas.subjects import told_apart
 
-    _check_models(config)
     bench = Workbench(plain(config))
     judging, shown = JudgeBench(bench), chosen_form(bench)
     paths = [str(path) for path in bench.config["models"]]
@@ -197,7 +196,7 @@ def report(config: DictConfig) -> None:
     given = options["study"] if isinstance(options["study"], list) else [options["study"]]
     wanted = [plain_name(name) for name in given]
     root = Path(options["root"])
-    watch, studies = find_studies(root, build(options["storage"]), wanted)
+    watch, studies = find_studies(root, build(options["storage"], "storage"), wanted)
     if len(studies) == 1:
         if studies[0].problem:
             raise ValueError(studies[0].problem)
@@ -222,7 +221,7 @@ def doctor(config: DictConfig) -> None:
     options = plain(config)
     table, checks = Table("check", "state", "found", "what mends it", title_justify="left"), []
     colours = {"ok": "green", "note": "yellow", "problem": "red"}
-    for check in examine(Path(options["root"]), build(options["storage"]), float(options["check_seconds"])):
+    for check in examine(Path(options["root"]), build(options["storage"], "storage"), float(options["check_seconds"])):
         checks.append(check)
         table.add_row(Text(check.name), Text(check.state, colours[check.state]), Text(check.found), Text(check.mend))
     console = Console()
@@ -237,31 +236,14 @@ def doctor(config: DictConfig) -> None:
 
 def dashboard(config: DictConfig) -> None:
     """Show all studies in the browser, live, until Ctrl-C."""
-    from nas.config import build, check_arguments
+    from nas.config import build, construct
     from nas.dashboard.serve import ServeSettings, serve
     from nas.dashboard.watch import Watch
 
     options = plain(config)
-    check_arguments(ServeSettings, options["dashboard"])
-    settings = ServeSettings(**options["dashboard"])
-    watch = Watch(options["root"], build(options["storage"]), settings.refresh_s)
+    settings: ServeSettings = construct(ServeSettings, options["dashboard"], "dashboard")
+    watch = Watch(options["root"], build(options["storage"], "storage"), settings.refresh_s)
     serve(watch, settings, lambda text: print(text, flush=True))
-
-
-def _check_models(config: DictConfig) -> None:
-    """Check that `models` is a list, before anything is read out of it.
-
-    Raises:
-        ValueError: It is none, or empty.
-    """
-    from omegaconf import ListConfig, OmegaConf
-
-    if OmegaConf.is_missing(config, "models"):
-        return  # Told like every other option that must be given.
-    if not isinstance(models := config["models"], ListConfig) or not models:
-        raise ValueError(
-            f"`models` must list folders or .onnx files, such as models=[TEACHER,OTHER], but got {models}."
-        )
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

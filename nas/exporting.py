@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.config import check_arguments
 from nas.finalists import Budget, distil_finalist
 from nas.searching import SearchBench
 from nas.workbench import Workbench
@@ -51,7 +50,6 @@ class Export:
             ValueError: An option is unknown, or the study has no such candidate.
             ExportError: An artefact does not compute what the model computes.
         """
-        from latency_models.profiler import Profiler
         from nas.engine.candidates import pick
         from nas.export.artefacts import Blocks, check_runtimes, chosen
         from nas.export.export import check_target, export_candidate
@@ -62,14 +60,6 @@ class Export:
             raise ValueError("`format` must name at least one format, but is empty.")
         # What is wrong with them is told at once.
         check_runtimes(chosen(formats, precisions), self._tensorrt)
-        check_arguments(Profiler, self.settings["protocol"])
-        Profiler(**self.settings["protocol"])
-        for name, values in (
-            ("batches", self.settings["batches"]),
-            ("calibration_samples", [self.settings["calibration_samples"]]),
-        ):
-            if bad := [value for value in values if type(value) is not int or value < 1]:
-                raise ValueError(f"`measure.{name}` must be whole numbers >= 1, but got {bad[0]!r}.")
         candidate = pick(
             self.stages.stored().front, self.stages.objectives, config["pick"], dict(config["under"] or {}) or None
         )

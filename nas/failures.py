@@ -41,7 +41,11 @@ def _told(error: Exception, command: str) -> tuple[str, int]:
 
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_override(command, error), USAGE_ERROR
-    if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | PermissionError | ModuleNotFoundError):
+    if isinstance(error, ValueError):
+        from nas.config import said_of
+
+        return f"{' '.join(said_of(error).split())}  {_WHERE}", USAGE_ERROR
+    if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError | ModuleNotFoundError):
         return f"{one_line(error)}  {_WHERE}", USAGE_ERROR
     if isinstance(error, RuntimeError | OSError):
         return f"{one_line(error)}  {_WHERE}", FAILURE
@@ -68,19 +72,21 @@ def one_line(error: BaseException) -> str:
 
 def _explain_override(command: str, error: Exception) -> str:
     """A wrong override in one line, with the nearest right name."""
-    from nas.config import conf_dir, suggestion
+    from nas.config import suggestion
+    from nas.overrides import known_files
 
     text = " ".join(str(error).split())
     if found := re.search(r"Could not override '([^']+)'", text):
         known = sorted(_option_names(command))
-        hint = suggestion(found[1], known)
+        # One that is known was in a block that another option has taken away.
+        hint = " Its block was taken away." if found[1] in known else suggestion(found[1], known)
         return f"unknown option {found[1]!r}.{hint}  `nas {command} --help` lists all options."
-    if found := re.search(r"Could not find '([\w/]+)/([^/']+)'", text):
+    if found := re.search(r"Could not (?:find|load) '([\w/]+)/([^/']+)'", text):
         group, name = found[1], found[2]
-        options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        # Hydra knows those of --config-dir, too.
+        told = re.search(rf"Available options in '{group}': (.*?) Config search path", text)
+        options = told[1].split() if told else known_files(group)
         return f"unknown {group} {name!r}; known are {', '.join(options)}.{suggestion(name, options)}"
-    if found := re.search(r"Error parsing override '([^']*)' missing EQUAL", text):
-        return f"options are written name=value, but got {found[1]!r}; `nas {command} --help` lists them."
     if found := re.search(r"Missing mandatory value: (\S+)", text):
         name = getattr(error, "full_key", None) or found[1]
         return f"`{name}` must be given, for example: nas {command} {name}=VALUE"

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nas.config import whole_number
 from nas.evaluation.aspects import lower_is_better
 
 if TYPE_CHECKING:
@@ -24,9 +23,6 @@ class Budget:
     Args:
         steps: Distillation steps, or 0 or None for no limit.
         minutes: Minutes, or 0 or None for no limit.
-
-    Raises:
-        ValueError: A number is negative, or no number.
     """
 
     steps: int | None
@@ -36,10 +32,6 @@ class Budget:
     def of(cls, settings: Mapping[str, Any]) -> Budget:
         """``finalists.steps`` and ``finalists.minutes``."""
         steps, minutes = settings["steps"], settings["minutes"]
-        if steps is not None:
-            whole_number("finalists.steps", steps, 0)
-        if minutes is not None and (isinstance(minutes, bool) or not isinstance(minutes, int | float) or minutes < 0):
-            raise ValueError(f"`finalists.minutes` must be a number >= 0 or null, but got {minutes!r}.")
         return cls(steps or None, minutes or None)
 
     def __bool__(self) -> bool:

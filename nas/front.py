@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.config import build, whole_number
+from nas.config import build
 from nas.engine.candidates import Candidate, candidates_of, nearest_to_feasible, pareto_front, pick, shown
 from nas.engine.costs import ANALYTIC
 from nas.engine.errors import InfeasibleError
@@ -45,7 +45,7 @@ def print_pareto(config: Mapping[str, Any], directory: Path) -> None:
     measured = measured_latencies(directory)
     console = Console()
     if chosen is None:
-        members = shown(front, objectives, whole_number("count", config["count"], 1))
+        members = shown(front, objectives, int(config["count"]))
         print_whole(front_table(members, front, objectives, measured, str(config["study"])), console)
         console.print(f"nas export study={config['study']} pick=knee   writes the best compromise again")
         return
@@ -60,7 +60,7 @@ def storage_of(config: Mapping[str, Any], directory: Path) -> OpensStorage:
     stored = json.loads(path.read_text(encoding="utf-8")).get("storage") if path.is_file() else None
     if not isinstance(stored, Mapping) or "***" in json.dumps(stored):
         stored = config["storage"]
-    storage: OpensStorage = build(stored)
+    storage: OpensStorage = build(stored, "storage")
     return storage
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.config import check_arguments
+from nas.config import construct
 from nas.tasks.cache import content_key
 from nas.workbench import Workbench
 from search_spaces.subnet import SubnetConfig
@@ -86,15 +86,13 @@ class DeviceBench:
         from latency_models.profile import DeviceProfile
         from latency_models.profiler import Profiler
         from nas.judging import MIN_TRAINING_ROWS
-        from nas.profiling import METERS, Profiling, remember, remembered
+        from nas.profiling import Profiling, remember, remembered
 
         bench, settings = self.bench, self.settings
         if bench.device.transport != "local" or settings["import"] is not None:
             from nas.elsewhere import Elsewhere
 
             return Elsewhere(self).profile()
-        if unknown := [name for name in settings["meters"] if name not in METERS]:
-            raise ValueError(f"`profile.meters` must be of {', '.join(METERS)}, but got {unknown[0]!r}.")
         profile = DeviceProfile.open(self.profile_path, self.header(self.fingerprint))
         for problem in profile.problems:
             bench.say(f"Left out: {problem}")
@@ -108,17 +106,16 @@ class DeviceBench:
             raise ValueError(
                 f"`profile.num_subnets` must be at least {MIN_TRAINING_ROWS}, but got {settings['num_subnets']}."
             )
-        check_arguments(Profiler, settings["protocol"])
         options = {"space": bench.space, "workload": bench.workload, "seed": bench.seed, **settings["active"]}
-        check_arguments(ActiveProfiling, options)
         options["start"] = min(options.get("start", ActiveProfiling.start), int(settings["num_subnets"]))
-        active = ActiveProfiling(**options, make=self._make, exclude=self.judges)
+        options |= {"make": self._make, "exclude": self.judges}
+        active: ActiveProfiling = construct(ActiveProfiling, options, "profile.active")
         compiler, minutes = self.compiler, settings["budget_minutes"]
         with bench.stage("profile"):
             deadline = time.monotonic() + 60 * float(minutes) if minutes else None
-            work = Profiling(
-                bench, profile, compiler, active, Profiler(**settings["protocol"], seed=bench.seed), deadline
-            )
+            protocol = {**settings["protocol"], "seed": bench.seed}
+            profiler: Profiler = construct(Profiler, protocol, "profile.protocol")
+            work = Profiling(bench, profile, compiler, active, profiler, deadline)
             work.run()
         self.curve = active.curve
         if not work.late:

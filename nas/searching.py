@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from nas.config import build, whole_number
+from nas.config import build
 from nas.engine.errors import InfeasibleError
 from nas.engine.locks import FileLock
 from nas.measuring import DeviceBench
@@ -28,17 +28,6 @@ if TYPE_CHECKING:
     from nas.engine.study import WarmStarts
     from search_spaces.space import SearchSpace
     from search_spaces.subnet import SubnetConfig
-
-
-# Options that count something -> the least that they may be.
-_WHOLE = {
-    "num_trials": 1,
-    "workers": 1,
-    "sensitivity_evaluations": 0,
-    "uniform_starts": 0,
-    "allocated_starts": 0,
-    "max_retries": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -61,18 +50,16 @@ class SearchBench:
         self.bench = bench
         self.device = device
         self.settings = bench.config["search"]
-        for name, least in _WHOLE.items():
-            whole_number(f"search.{name}", self.settings[name], least)
         # Built at once, so that a mistake is told before anything is measured.
-        self.storage, self.fidelities = build(bench.config["storage"]), self._fidelities()
-        build(bench.config["sampler"])
+        self.storage, self.fidelities = build(bench.config["storage"], "storage"), self._fidelities()
+        build(bench.config["sampler"], "sampler")
         self.directory = study_directory(bench)
 
     def _fidelities(self) -> Fidelities:
         from nas.engine.rungs import Fidelities
 
         settings = self.settings
-        pruner = build(settings["pruner"]) if settings["pruner"] else None
+        pruner = build(settings["pruner"], "search.pruner") if settings["pruner"] else None
         return Fidelities(tuple(settings["rungs"]), int(settings["reduction_factor"]), pruner)
 
     @cached_property
@@ -80,7 +67,7 @@ class SearchBench:
         """Goals and constraints, ``quality`` replaced by the task's main metric."""
         from nas.evaluation.aspects import lower_is_better
 
-        objectives: Objectives = build(self.bench.config["objectives"])
+        objectives: Objectives = build(self.bench.config["objectives"], "objectives")
         quality = self.bench.task.quality
         return objectives.with_quality(quality, lower_is_better=lower_is_better(quality, self.bench.task))
 
@@ -248,7 +235,7 @@ class SearchBench:
 
         bench, settings = self.bench, self.settings
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = build(bench.config["sampler"])
+        sampler = build(bench.config["sampler"], "sampler")
         if fresh_chance:
             sampler.reseed_rng()
         return Search(

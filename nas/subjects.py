@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _COMPARED_TEXTS = 64
+_LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,35 @@ class Subject:
     kind: str
     module: nn.Module | None
     graph: Path | None
+
+
+def check_there(option: str, path: str, root: Path) -> None:
+    """Refuse a model that is not there, unless it may be one of the hub.
+
+    Args:
+        option: Which option names it.
+        path: A folder, an ONNX file or a hub name.
+        root: Below which studies have theirs.
+
+    Raises:
+        FileNotFoundError: The message says which models there are.
+    """
+    place = Path(path).expanduser()
+    elsewhere = place.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1 or place.suffix == ".onnx"
+    if not place.exists() and (elsewhere or (path.count("/") == 1 and place.parent.is_dir())):
+        raise FileNotFoundError(
+            f"`{option}` must be a model's folder, an .onnx file or a hub name, but {path!r} is not there; "
+            f"{models_there(path, root)}."
+        )
+
+
+def models_there(path: str, root: Path) -> str:
+    """Which models are beside a path that holds none, or else below the root of studies."""
+    beside = Path(path).expanduser().parent
+    found = sorted({*beside.glob("*.onnx"), *(file.parent for file in beside.glob("*/config.json"))})
+    found = found if beside != Path() and found else sorted(file.parent for file in root.glob("*/models/*/config.json"))
+    more = ", ..." if len(found) > _LISTED else ""
+    return f"there are {', '.join(map(str, found[:_LISTED]))}{more}" if found else f"there are none below {root}"
 
 
 def told_apart(paths: Sequence[str]) -> list[str | None]:

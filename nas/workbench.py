@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.config import build, check_arguments, whole_number
+from nas.config import build, construct
 from nas.progress import Mode, Progress
 from nas.reports.data import StageTiming
 from nas.tasks.cache import content_key
@@ -46,7 +46,7 @@ class Workbench:
         self.config = config
         self.root = Path(config["root"])
         self.cache = self.root / "cache"
-        self.seed = whole_number("seed", config["seed"], 0)
+        self.seed = int(config["seed"])
         self.mode: Mode = config["progress"]
         self.timings: list[StageTiming] = []
         self.notes: list[str] = []
@@ -75,7 +75,7 @@ class Workbench:
     @cached_property
     def task(self) -> Task:
         """The task, with the model's path filled in."""
-        task: Task = build(self.config["task"], model=self.config["model"]["path"], cache_dir=str(self.cache))
+        task: Task = build(self.config["task"], "task", model=self.config["model"]["path"], cache_dir=str(self.cache))
         return task
 
     @cached_property
@@ -100,8 +100,7 @@ class Workbench:
         """What one run on the device processes."""
         from search_spaces.families import most_positions
 
-        check_arguments(Workload, self.config["workload"])
-        workload = Workload(**self.config["workload"])
+        workload: Workload = construct(Workload, self.config["workload"], "workload")
         if workload.phase != "encode" and self.task.kind != "causal_lm":
             raise ValueError(
                 f"`workload.phase` must be encode for a {self.task.kind} task, but got {workload.phase!r}; "
@@ -115,8 +114,7 @@ class Workbench:
         """The target device."""
         from latency_models.device import Device, check_cores
 
-        check_arguments(Device, self.config["device"])
-        return check_cores(Device(**self.config["device"]))
+        return check_cores(construct(Device, self.config["device"], "device"))
 
     # -- search space and supernet ----------------------------------------------------------------------------------
 
@@ -132,10 +130,10 @@ class Workbench:
         from search_spaces.space import SearchSpace
 
         options = dict(self.config["space"])
-        check_arguments(SearchSpace.from_choices, {"shape": None, **options})
         own = dict(options.get("overrides") or {})
         options["overrides"] = {int(key) if str(key).isdecimal() else key: value for key, value in own.items()}
-        space = SearchSpace.from_choices(ModelShape.from_model(self.teacher), **options)
+        options["shape"] = ModelShape.from_model(self.teacher)
+        space: SearchSpace = construct(SearchSpace.from_choices, options, "space")
         found = for_device(space, self.device) if self.config.get("device") else space
         if found != space:
             precision = self.device.precision
@@ -217,7 +215,7 @@ class Workbench:
         Raises:
             ValueError: The task does not give what it reads.
         """
-        distiller: Distiller = build(self.config["distiller"])
+        distiller: Distiller = build(self.config["distiller"], "distiller")
         distiller.check(self.task)
         return distiller
 
@@ -232,7 +230,7 @@ class Workbench:
             self.supernet,
             self.task,
             self.distiller,
-            build(self.config["training"]),
+            build(self.config["training"], "training"),
             teacher,
             extras=self.extras,
             device_precision=self.judged_precision,
@@ -246,16 +244,10 @@ class Workbench:
 
     @property
     def judged_precision(self) -> Precision:
-        """The precision in which subnets are judged, beside that of single blocks: ``search.judge_in``.
-
-        Raises:
-            ValueError: The option is unknown.
-        """
+        """The precision in which subnets are judged, beside that of single blocks: ``search.judge_in``."""
         from latency_models.precisions import judged_precision
 
         wanted = self.config.get("search", {}).get("judge_in", "device")
-        if wanted not in ("device", "fp32"):
-            raise ValueError(f"`search.judge_in` must be device or fp32, but got {wanted!r}.")
         return judged_precision(self.device) if wanted == "device" and self.config.get("device") else "fp32"
 
     @cached_property
@@ -267,7 +259,9 @@ class Workbench:
 
         objectives = self.config.get("objectives") or {}
         names = {*objectives.get("goals", ()), *objectives.get("constraints", ())} - {QUALITY, *KNOWN_COSTS}
-        found = NamedMetrics(self.task, build(self.config["evaluation"]), sorted(names)) if names else None
+        found = (
+            NamedMetrics(self.task, build(self.config["evaluation"], "evaluation"), sorted(names)) if names else None
+        )
         return found if found is not None and found.names else None
 
     def evaluation_context(self) -> dict[str, Any]:
@@ -295,4 +289,4 @@ def _set_threads(threads: int | None) -> None:
     if threads is not None:
         import torch
 
-        torch.set_num_threads(whole_number("torch_threads", threads, 1))
+        torch.set_num_threads(threads)

@@ -67,7 +67,10 @@ def check(
     if not 1 <= min_blocks <= shape.num_blocks:
         raise ValueError(f"space: `min_blocks` must be between 1 and {shape.num_blocks}, but got {min_blocks}.")
     if unknown := sorted(set(own) - set(range(shape.num_blocks))):
-        raise ValueError(f"space: `overrides` names block {unknown[0]}, but the model has {shape.num_blocks}.")
+        raise ValueError(
+            f"space: `overrides.{unknown[0]}` must be of a block from 0 to {shape.num_blocks - 1}, because the model "
+            f"has {shape.num_blocks}."
+        )
 
 
 def check_kinds(choices: Any, per_block: Any, overrides: Any, round_to: Any, min_blocks: Any) -> None:
@@ -98,22 +101,22 @@ def resolve(shape: ModelShape, name: str, raw: Any, multiple: int) -> tuple[Choi
     """
     values = list(raw) if isinstance(raw, Sequence) and not isinstance(raw, str) else [raw]
     if not values:
-        raise ValueError(f"space: `{name}` must have at least one choice, but got none.")
+        raise ValueError(f"space: `choices.{name}` must have at least one choice, but got none.")
     if name in SWITCHES:
         if any(not isinstance(value, bool) for value in values):
-            raise ValueError(f"space: `{name}` takes true and false, but got {values}.")
+            raise ValueError(f"space: `choices.{name}` takes true and false, but got {values}.")
         return tuple(sorted(set(values), reverse=True))
     if name == "precision":
         if bad := [value for value in values if value not in PRECISIONS]:
-            raise ValueError(f"space: `precision` must be one of {', '.join(PRECISIONS)}, but got {bad[0]!r}.")
+            raise ValueError(f"space: `choices.precision` must be one of {', '.join(PRECISIONS)}, but got {bad[0]!r}.")
         return tuple(sorted(set(values), key=PRECISIONS.index, reverse=True))
     resolved = {_resolve_number(shape, name, value, multiple) for value in values}
     if name == "hidden_size" and min(resolved) < shape.hidden_size:
         family = next((row for row in FAMILIES if row.name == shape.family), None)
         if family is None or not family.stem:
             raise ValueError(
-                f"space: `hidden_size` must be the model's {shape.hidden_size} in the family {shape.family}, whose "
-                f"residual stream cannot be made narrower, but got {min(resolved)}."
+                f"space: `choices.hidden_size` must be the model's {shape.hidden_size} in the family {shape.family}, "
+                f"whose residual stream cannot be made narrower, but got {min(resolved)}."
             )
     if name in RANKS:  # 0 means dense, which is the most expensive.
         return tuple(sorted(resolved - {0})) + ((0,) if 0 in resolved else ())
@@ -126,17 +129,19 @@ def _resolve_number(shape: ModelShape, name: str, value: Any, multiple: int) -> 
     # Heads come in whole key/value groups, and the residual stream in whole heads.
     unit = {"heads": group, "hidden_size": shape.head_dim}.get(name, 1)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"space: `{name}` takes numbers, but got {value!r}.")
+        raise ValueError(f"space: `choices.{name}` takes numbers, but got {value!r}.")
     if (isinstance(value, float) and not value.is_integer()) or (value == 1.0 and isinstance(value, float)):
         if not 0 < value <= 1:
-            raise ValueError(f"space: a fraction for `{name}` must be in (0, 1], but got {value}.")
+            raise ValueError(f"space: a fraction for `choices.{name}` must be in (0, 1], but got {value}.")
         number = min(full, max(multiple, round(value * full / multiple) * multiple))
         return max(unit, number // unit * unit)
     number, low = int(value), 0 if name in RANKS else 1
     if not low <= number <= full:
         what = "hidden size" if name in (*RANKS, "hidden_size") else name
-        raise ValueError(f"space: `{name}` must be between {low} and the model's {what} {full}, but got {value}.")
+        raise ValueError(
+            f"space: `choices.{name}` must be between {low} and the model's {what} {full}, but got {value}."
+        )
     if number % unit:
         why = "whole key/value groups" if name == "heads" else "whole heads"
-        raise ValueError(f"space: `{name}` must be a multiple of {unit} ({why}), but got {value}.")
+        raise ValueError(f"space: `choices.{name}` must be a multiple of {unit} ({why}), but got {value}.")
     return number

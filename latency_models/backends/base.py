@@ -99,7 +99,7 @@ def backend_entry(name: str) -> BackendEntry:
         ValueError: There is no backend of that name.
     """
     if name not in BACKENDS:
-        raise ValueError(f"device: `backend` must be one of {', '.join(sorted(BACKENDS))}, but got {name!r}.")
+        raise ValueError(f"`device.backend` must be one of {', '.join(sorted(BACKENDS))}, but got {name!r}.")
     return BACKENDS[name]
 
 

@@ -38,10 +38,12 @@ class ServeSettings:
     token_from: str = "NAS_DASHBOARD_TOKEN"  # noqa: S105 - the variable's name
 
     def __post_init__(self) -> None:
+        if not self.host:
+            raise ValueError("`host` must be an address, such as 127.0.0.1, or 0.0.0.0 for all networks, but got ''.")
         if not 0 <= self.port < 65536:
-            raise ValueError(f"`dashboard.port` must be in 0-65535, but got {self.port}.")
+            raise ValueError(f"`port` must be in 0-65535, but got {self.port}.")
         if self.refresh_s < 0.1:
-            raise ValueError(f"`dashboard.refresh_s` must be at least 0.1, but got {self.refresh_s}.")
+            raise ValueError(f"`refresh_s` must be at least 0.1, but got {self.refresh_s}.")
 
     def token(self) -> str | None:
         """The token to ask for; None where only this machine can connect and nobody set one.

@@ -47,7 +47,8 @@ class Objectives:
                 raise ValueError(f"`goals.{name}` must be minimize or maximize, but got {direction!r}.")
         for name, limit in self.constraints.items():
             parse_limit(name, limit)
-        if isinstance(self.confidence, bool) or not isinstance(self.confidence, int | float):
+        number = isinstance(self.confidence, int | float) and not isinstance(self.confidence, bool)
+        if not number or not 0 < self.confidence < 1:
             raise ValueError(f"`confidence` must be a number between 0 and 1, but got {self.confidence!r}.")
 
     def with_quality(self, metric: str, *, lower_is_better: bool = False) -> Objectives:

@@ -45,7 +45,7 @@ class Fidelities:
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", check_rungs(self.steps))
         if self.reduction_factor < 2:
-            raise ValueError(f"`reduction_factor` must be at least 2, but got {self.reduction_factor}.")
+            raise ValueError(f"`search.reduction_factor` must be at least 2, but got {self.reduction_factor}.")
 
     @property
     def first(self) -> int:
@@ -115,7 +115,7 @@ def check_rungs(steps: Sequence[int]) -> tuple[int, ...]:
     whole = all(isinstance(step, int) and not isinstance(step, bool) for step in steps)
     found = tuple(steps) if whole else ()
     if not found or found[0] < 0 or any(b <= a for a, b in pairwise(found)):
-        raise ValueError(f"`rungs` must be rising numbers of steps such as [0, 40, 160], but got {list(steps)}.")
+        raise ValueError(f"`search.rungs` must be rising numbers of steps such as [0, 40, 160], but got {list(steps)}.")
     return found
 
 

@@ -50,7 +50,7 @@ class StudySettings:
 
     def __post_init__(self) -> None:
         if self.on_change not in ("refuse", "new"):
-            raise ValueError(f"`on_change` must be refuse or new, but got {self.on_change!r}.")
+            raise ValueError(f"`search.on_change` must be refuse or new, but got {self.on_change!r}.")
         goals = len(self.objective.objectives.goals)
         if self.pruner is not None and goals > 1:
             raise ValueError(

@@ -63,7 +63,7 @@ def perturb(text: str, kind: str, strength: float, seed: int = 0) -> str:
         ValueError: The kind is unknown, or the strength is not a share.
     """
     if kind not in KINDS:
-        raise ValueError(f"`perturbations` must be among {', '.join(KINDS)}, but got {kind!r}.")
+        raise ValueError(f"`kinds` must be among {', '.join(KINDS)}, but got {kind!r}.")
     if not 0 <= strength <= 1:
         raise ValueError(f"`strengths` must be shares between 0 and 1, but got {strength!r}.")
     return _CHANGES[kind](text, strength, _generator(text, kind, seed))

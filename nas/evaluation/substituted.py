@@ -32,9 +32,13 @@ class SubstitutedSplit:
     def __init__(self, task: Task, split: str, substitution: Substitution) -> None:
         samples = task.samples
         if task.kind != "text_classification" or not isinstance(samples, TextSamples):
-            raise ValueError(f"`terms` are exchanged in classified texts, but the task is {task.kind}.")
+            raise ValueError(
+                f"`evaluation.fairness.terms` are exchanged in classified texts, but the task is {task.kind}."
+            )
         if (problem := getattr(task, "problem", "single_label")) == "regression":
-            raise ValueError(f"`terms` are exchanged in classified texts, but the task's `problem` is {problem}.")
+            raise ValueError(
+                f"`evaluation.fairness.terms` are exchanged in classified texts, but the `task.problem` is {problem}."
+            )
         self.task = task
         self.split = split
         self.substitution = substitution
@@ -45,7 +49,10 @@ class SubstitutedSplit:
         ]
         self.rows: NDArray[np.int64] = np.flatnonzero(mentions)
         if len(self.rows) < 2:
-            raise ValueError(f"`terms` must occur in at least 2 texts of split {split!r}, but do in {len(self.rows)}.")
+            raise ValueError(
+                f"`evaluation.fairness.terms` must occur in at least 2 texts of split {split!r}, but do "
+                f"in {len(self.rows)}."
+            )
         self._copies = {
             group: samples.changed(split, self.rows, partial(substitution, group=group))
             for group in substitution.groups

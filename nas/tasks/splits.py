@@ -40,8 +40,11 @@ class Cut:
     def __post_init__(self) -> None:
         for name in SPLITS:
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
-                raise ValueError(f"`{name}` must be a number of samples or a fraction > 0, but got {value!r}.")
+            number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+            if value is not None and not (number and (value < 1 or value == int(value))):
+                raise ValueError(
+                    f"`{name}` must be a whole number of samples or a share of them between 0 and 1, but got {value!r}."
+                )
 
     def __call__(self, given: Mapping[str, Examples], name: str) -> dict[str, Examples]:
         """Four disjoint splits of those that the source brings; samples that occur more than once are kept once.

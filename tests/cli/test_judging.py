@@ -134,9 +134,11 @@ def test_graphs_that_others_exported(small, place, capsys):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (["candidate={}/nowhere"], "a model must be a folder or an .onnx file, but"),
+        (["candidate={}/nowhere"], "`candidate` must be a model's folder, an .onnx file or a hub name, but"),
         (["candidate={}/nowhere.onnx"], "nowhere.onnx is not there"),
-        (["show=html"], "`show` must be table, markdown or json, but got 'html'"),
+        (["candidate=nowhere"], "`candidate` must be a folder of `transformers` or a hub name; no model in 'nowhere'"),
+        (["candidate={}/world/nowhere"], "world/model"),
+        (["show=html"], "`show` must be one of table, markdown, json, but got 'html'"),
         (["split=dev"], "`split` must be one of train, calibration, validation, test, but got 'dev'"),
         (["task.data.group_columns=[gruop]"], "column 'gruop' is not there; there are 'text', 'label', 'group'"),
         (["task.data.path={}/unseen.csv"], "must occur in the train split, but row 3 has '7'; known are '0', '1'"),

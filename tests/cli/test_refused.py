@@ -38,7 +38,7 @@ def test_a_refused_search_leaves_no_folder(searched, root, wrong):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (["search.rungs=[a]"], "`rungs` must be rising numbers of steps"),
+        (["search.rungs=[a]"], "`search.rungs[0]` must be a whole number >= 0, but got 'a'"),
         (["search.pruner=MedianPruner"], "must be a mapping such as {name: MedianPruner}"),
         (["sampler.name=TheSampler"], "must be one of GuidedSampler, any class of optuna.samplers, but"),
         (["storage=postgresql", "storage.url=postgresql+psycopg://me:s3cr3t@host:port/x"], "me:***@host:port/x"),

@@ -268,7 +268,7 @@ class TestByName:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"kinds": ["noise"]}, "`perturbations` must be among"),
+            ({"kinds": ["noise"]}, "`kinds` must be among"),
             ({"strengths": [0.0]}, "shares above 0 and at most 1, but got 0"),
             ({"samples": 1}, "`samples` must be >= 2"),
         ],
