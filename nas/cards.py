@@ -178,15 +178,16 @@ class JudgeBench:
 
         from latency_models.backends.onnx import export_onnx
         from search_spaces.cost import Workload
-        from search_spaces.library import model_hash
+        from search_spaces.library import model_fingerprint
 
         assert subject.module is not None
         task = self.bench.task
-        key = content_key(["graph", model_hash(subject.module), task.output_settings])
+        inputs = task.example_inputs(Workload())
+        key = content_key(["graph", model_fingerprint(subject.module), task.output_settings, *inputs])
         kept = self.bench.cache / "graphs" / f"{key}.onnx"
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
-            graph = export_onnx(task.deployable(subject.module), task.example_inputs(Workload()), task.output_names)
+            graph = export_onnx(task.deployable(subject.module), inputs, task.output_names)
             # Written aside first: a killed run leaves no half a graph behind.
             onnx.save(graph, str(folder / kept.name))
             shutil.move(folder / kept.name, kept)

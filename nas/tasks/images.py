@@ -215,7 +215,9 @@ class ImageSamples:
         return self.examples[split]
 
     def _key(self, split: str) -> str:
-        return content_key(["pixels", self.processor.to_json_string(), str(self.channels), *self._split(split).texts])
+        # The class, too: those on torchvision and on PIL write the same settings and do not give the same pixels.
+        processor = (type(self.processor).__name__, self.processor.to_json_string())
+        return content_key(["pixels", *processor, str(self.channels), *self._split(split).texts])
 
     def _prepared(self, split: str) -> NDArray[np.float32]:
         keys = self._split(split).texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,13 @@ def test_pixels_are_kept_between_runs(task: ImageClassification, monkeypatch: py
     assert np.array_equal(again.samples.pixels("test"), first)
     assert again.samples.fingerprint("test") == task.samples.fingerprint("test")
     assert again.samples.fingerprint("train") != task.samples.fingerprint("test")
+
+
+def test_processors_of_another_class_keep_pixels_of_their_own(task: ImageClassification) -> None:
+    kind = type("ViTImageProcessor", (type(task.tokenizer),), {})
+    other = replace(task.samples, processor=kind(**task.tokenizer.to_dict()))
+    assert other.processor.to_json_string() == task.tokenizer.to_json_string()
+    assert other.fingerprint("test") != task.samples.fingerprint("test")
 
 
 def test_outputs_states_and_the_exported_graph(task: ImageClassification) -> None:
