@@ -139,8 +139,8 @@ def test_graphs_that_others_exported(small, place, capsys):
         (["show=html"], "`show` must be table, markdown or json, but got 'html'"),
         (["split=dev"], "`split` must be one of train, calibration, validation, test, but got 'dev'"),
         (["task.data.group_columns=[gruop]"], "column 'gruop' is not there; there are 'text', 'label', 'group'"),
-        (["task.data.path={}/unseen.csv"], "must occur in the train split, but row 3 has '7'; known are '0', '1'"),
-        (["task.data.path={}/more.csv"], "has 3 ('0', '1', '7'); the first that does not fit is '7' in row"),
+        (["task.data.path={}/unseen.csv"], "that does not fit is '7' in {}/unseen.csv: line 5"),
+        (["task.data.path={}/more.csv"], "have 3 ('0', '1', '7'); the first that does not fit is '7' in"),
         (["task.data.path={}/latin.csv"], "line 3 must be utf-8, but byte 0xe9 is not"),
         (["task.data.path={}/empty.csv"], "split 'train' must not be empty"),
     ],
@@ -158,7 +158,7 @@ def test_what_does_not_fit_is_told_in_one_line(small, place, capsys, wrong, said
     (place / "latin.csv").write_bytes(b"\n".join([*lines[:2], b"caf\xe9,1,odd", *lines[2:]]))
     assert evaluate(place, *(text.format(place) for text in wrong)) == 2
     told = capsys.readouterr()
-    assert said in told.err
+    assert said.format(place) in told.err
     assert "Traceback" not in told.err
     assert told.out == ""
 

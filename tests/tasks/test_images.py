@@ -158,14 +158,14 @@ class TestMistakes:
 
     def test_a_cell_that_is_no_image(self, tmp_path: Path) -> None:
         pd.DataFrame({"image": ["x", "y"], "label": [0, 1]}).to_parquet(tmp_path / "t.parquet")
-        with pytest.raises(ValueError, match="row 0 of split 'train' must hold an encoded image, but holds a str"):
+        with pytest.raises(ValueError, match=r"t.parquet: row 1 must hold an encoded image, but holds a str"):
             ImageData(str(tmp_path / "t.parquet")).read()
 
     def test_missing_column_and_label(self, tmp_path: Path) -> None:
         pd.DataFrame({"img": [b"x"], "label": [None]}).to_parquet(tmp_path / "t.parquet")
         with pytest.raises(ValueError, match="column 'image' is not there; there are 'img', 'label'"):
             ImageData(str(tmp_path / "t.parquet")).read()
-        with pytest.raises(ValueError, match="row 0 of split 'train' has no label in 'label'"):
+        with pytest.raises(ValueError, match=r"t.parquet: row 1 has no label in column 'label'"):
             ImageData(str(tmp_path / "t.parquet"), image_column="img").read()
 
     def test_a_model_without_processor(self, tmp_path: Path) -> None:
