@@ -198,11 +198,9 @@ class JudgeBench:
     def _loaded(self, path: str) -> Any:
         from search_spaces.checkpoint import SUBNET_FILE, load_subnet
 
-        if (Path(path) / SUBNET_FILE).is_file():
-            return load_subnet(Path(path))
         task: Any = self.bench.task
         own = replace(task, model=path)
-        model = own.load_model()
+        model = load_subnet(Path(path)) if (Path(path) / SUBNET_FILE).is_file() else own.load_model()
         check_alike(model, self.bench.teacher, path)
         check_tokens(own, task, path)
         return model

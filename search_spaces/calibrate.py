@@ -66,7 +66,7 @@ def calibrate(
             variants = BlockVariants(index, block, family, space, observed, importance, of_gates)
             try:
                 tensors |= variants.tensors()
-            except torch.linalg.LinAlgError as error:
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
                 raise ValueError(
                     f"calibration must see more than {rows} tokens, which are too few to fit block {index} of hidden "
                     f"size {space.shape.hidden_size}. Give more of them, with `task.data.calibration`."

@@ -92,7 +92,7 @@ def check_encoding(encoding: str) -> None:
         ValueError: It does not.
     """
     try:
-        known = codecs.lookup(encoding)._is_text_encoding  # type: ignore[attr-defined]
+        known = codecs.lookup(encoding)._is_text_encoding
     except (LookupError, TypeError, ValueError):
         known = False
     if not known:
@@ -256,7 +256,7 @@ def _tables(loaded: Any, name: str) -> dict[str, pd.DataFrame]:
         table, orders = data.to_pandas(), {}
         for column, feature in data.features.items():
             # Class labels are stored as numbers; their names are what users know and what the model's head is told.
-            inner = getattr(feature, "feature", None)
+            inner: Any = getattr(feature, "feature", None)
             if type(feature).__name__ == "ClassLabel":
                 orders[column] = tuple(feature.names)
                 table[column] = [feature.int2str(int(value)) if value >= 0 else None for value in table[column]]

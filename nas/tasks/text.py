@@ -26,6 +26,7 @@ from nas.tasks.heads import Head, Problem, chosen_quality, find_head
 from nas.tasks.models import (
     Pooling,
     PoolingMode,
+    check_positions,
     load_classifier,
     load_config,
     load_encoder,
@@ -119,7 +120,7 @@ class SentenceEmbedding:
 
     def load_model(self) -> PreTrainedModel:
         """The encoder, in fp32 and evaluation mode."""
-        return load_encoder(self.model)
+        return check_positions(load_encoder(self.model), self.max_length)
 
     def batches(self, split: str, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Every sample of a split once, as the model's inputs, sorted by length."""
@@ -257,7 +258,8 @@ class TextClassification:
     def load_model(self) -> PreTrainedModel:
         """The classifier, in fp32 and evaluation mode."""
         classes = self.classes if self.new_head else None
-        return load_classifier(self.model, classes, new_head=self.new_head, problem=self.problem)
+        model = load_classifier(self.model, classes, new_head=self.new_head, problem=self.problem)
+        return check_positions(model, self.max_length)
 
     def batches(self, split: str, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Every sample of a split once, as the model's inputs, sorted by length."""

@@ -19,7 +19,7 @@ from nas.tasks.data import Examples, TextData
 from nas.tasks.deployed import Classifier, logits_and_hidden
 from nas.tasks.heads import chosen_quality
 from nas.tasks.labels import encode_tags, word_names
-from nas.tasks.models import load_classifier, load_config, load_tokenizer
+from nas.tasks.models import check_positions, load_classifier, load_config, load_tokenizer
 from nas.tasks.samples import TextSamples
 from nas.tasks.task import Batch, Outputs, check_max_length, paired_outputs
 from search_spaces.cost import Workload
@@ -102,7 +102,8 @@ class TokenClassification:
         """The tagger, in fp32 and evaluation mode."""
         kind = "AutoModelForTokenClassification"
         classes = self.classes if self.new_head else None
-        return load_classifier(self.model, classes, new_head=self.new_head, kind=kind)
+        model = load_classifier(self.model, classes, new_head=self.new_head, kind=kind)
+        return check_positions(model, self.max_length)
 
     def batches(self, split: str, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Every sample of a split once, as the model's inputs, sorted by length."""

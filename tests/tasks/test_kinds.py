@@ -144,7 +144,7 @@ class TestLabels:
         column: Any = "labels" if columns == "names" else NAMES
         data = TextData(str(tmp_path / "data.csv"), label_column=column, empty_labels=True, **SMALL)
         folder = tiny_model_folder(tmp_path / "model")
-        task = TextClassification(folder, data, problem="multi_label", new_head=True)
+        task = TextClassification(folder, data, 32, problem="multi_label", new_head=True)
         labels = task.samples.labels("train")
         assert labels is not None
         assert task.classes == tuple(NAMES)

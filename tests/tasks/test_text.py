@@ -156,7 +156,7 @@ class TestSentenceEmbedding:
 
 class TestTextClassification:
     def test_logits_and_states(self, classifier: str, tmp_path: Path) -> None:
-        task = TextClassification(classifier, labelled(tmp_path, [0, 1, 2] * 30))
+        task = TextClassification(classifier, labelled(tmp_path, [0, 1, 2] * 30), 32)
         model, batch = task.load_model(), task.samples.batch("train", [0, 1])
         with torch.inference_mode():
             outputs = task.outputs(model, batch, ("hidden", "hidden_states"))
@@ -232,7 +232,7 @@ class TestTextClassification:
         data = labelled(tmp_path, ["x", "y", "z"] * 30)
         with pytest.raises(ValueError, match=r"must hold every weight.*'classifier.*Fine-tune the model"):
             load_classifier(encoder)
-        task = TextClassification(encoder, data, new_head=True)
+        task = TextClassification(encoder, data, 32, new_head=True)
         first, second = task.load_model(), task.load_model()
         assert first.config.id2label == {0: "x", 1: "y", 2: "z"}
         assert torch.equal(first.classifier.weight, second.classifier.weight)
