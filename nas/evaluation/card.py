@@ -212,9 +212,8 @@ def _robustness(section: Mapping[str, Any]) -> list[Figure]:
         found.append(_estimated("robustness", name, fall, f"{fall['changed']:.0%} of the texts change"))
     titles = {"worst_drop": "worst drop", "mean_drop": "mean drop", "worst_excess": "worst drop beyond the teacher's"}
     titles["mean_excess"] = "mean drop beyond the teacher's"
-    return found + [
-        Figure("robustness", title, _number(section[key])) for key, title in titles.items() if key in section
-    ]
+    summed = {title: section[key] for key, title in titles.items() if key in section}
+    return found + [Figure("robustness", title, _number(value)) for title, value in summed.items()]
 
 
 def _efficiency(section: Mapping[str, Any]) -> list[Figure]:

@@ -111,6 +111,29 @@ def test_a_folder_of_ours_that_does_not_fit(small, place, capsys, turned):
     assert said[turned] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("label", ["same", "score"])
+def test_a_correlation_that_is_undefined_is_null(small, place, capsys, label):
+    frame = pd.read_csv(place / "world" / "data.csv").assign(same=1.5, score=range(260))
+    frame.to_csv(place / "numbers.csv", index=False)
+    folder = model_with(place, f"number-{label}", labels=1)
+    if label == "score":  # The other side is constant here.
+        model = load_classifier(str(folder))
+        model.classifier.weight.data.zero_()
+        model.save_pretrained(folder)
+    task = ["task=text_regression", f"task.data.path={place / 'numbers.csv'}", f"task.data.label_column={label}"]
+    out = place / f"card-{label}"
+    assert evaluate(place, f"model.path={folder}", *task, f"output={out}", "show=table") == 0
+    told = capsys.readouterr()
+    metrics = json.loads((out / "metrics.json").read_text())["quality"]["metrics"]
+    for name in ("spearman", "pearson"):
+        assert metrics[name]["value"] == {"value": None, "low": None, "high": None}
+        assert metrics[name]["retention"] is None
+    assert metrics["rmse"]["value"]["value"] > 0
+    assert "undefined" in told.out
+    assert "spearman undefined on 120 samples" in (out / "model_card.md").read_text()
+    assert "Warning" not in told.err
+
+
 def test_texts_longer_than_the_models_positions_and_a_folder_without_vocabulary(small, place, capsys):
     assert evaluate(place, "task.max_length=33") == 2
     assert "`task.max_length` must be at most 32 (the model's positions), but got 33." in capsys.readouterr().err
