@@ -187,15 +187,16 @@ class JudgeBench:
 
         from latency_models.backends.onnx import export_onnx
         from search_spaces.cost import Workload
-        from search_spaces.library import model_hash
+        from search_spaces.library import model_fingerprint
 
         assert subject.module is not None
         task = self.bench.task
-        key = content_key(["graph", model_hash(subject.module), task.output_settings])
+        inputs = task.example_inputs(Workload())
+        key = content_key(["graph", model_fingerprint(subject.module), task.output_settings, *inputs])
         kept = self.bench.cache / "graphs" / f"{key}.onnx"
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
-            graph = export_onnx(task.deployable(subject.module), task.example_inputs(Workload()), task.output_names)
+            graph = export_onnx(task.deployable(subject.module), inputs, task.output_names)
             # Written aside first: a killed run leaves no half a graph behind.
             onnx.save(graph, str(folder / kept.name))
             shutil.move(folder / kept.name, kept)
@@ -206,12 +207,10 @@ class JudgeBench:
     def _loaded(self, path: str) -> Any:
         from search_spaces.checkpoint import SUBNET_FILE, load_subnet
 
-        if (Path(path) / SUBNET_FILE).is_file():
-            return load_subnet(Path(path))
         task: Any = self.bench.task
         own = replace(task, model=path)
         try:
-            model = own.load_model()
+            model = load_subnet(Path(path)) if (Path(path) / SUBNET_FILE).is_file() else own.load_model()
         except (FileNotFoundError, ValueError) as error:
             if Path(path).exists() or not str(error).startswith("`model.path`"):
                 raise

@@ -102,11 +102,11 @@ def check_tokens(own: Any, task: Any, path: str) -> None:
     Raises:
         ValueError: It does not.
     """
+    from nas.tasks.models import has_tokenizer
     from nas.tasks.samples import TextSamples
 
     place = Path(path)
-    written = [name for name in ("tokenizer.json", "tokenizer_config.json") if (place / name).is_file()]
-    if not isinstance(task.samples, TextSamples) or (place.is_dir() and not written):
+    if not isinstance(task.samples, TextSamples) or (place.is_dir() and not has_tokenizer(place)):
         return
     texts = list(task.samples.examples["test"].texts[:_COMPARED_TEXTS])
     ids = [side.tokenizer(texts, truncation=True, max_length=task.max_length)["input_ids"] for side in (own, task)]

@@ -142,15 +142,16 @@ class Workbench:
             )
         return found
 
-    @property
+    @cached_property
     def library_path(self) -> Path:
         """Where the calibration library lies, by teacher, data, sizes and settings: precisions take none of it."""
-        from search_spaces.library import LIBRARY_VERSION
+        from search_spaces.library import LIBRARY_VERSION, model_fingerprint
 
         settings = self.config["calibrate"]
         # The model first: what is wrong with it tells more than what then fits the texts badly.
-        parts = [f"library {LIBRARY_VERSION}", self.teacher_hash, self.task.samples.fingerprint("calibration")]
-        parts += [self.space.without("precision").fingerprint, settings["importance"]]
+        parts = [f"library {LIBRARY_VERSION}", model_fingerprint(self.teacher)]
+        parts += [self.task.samples.fingerprint("calibration"), self.space.without("precision").fingerprint]
+        parts.append(settings["importance"])
         return self.cache / "libraries" / f"{content_key(parts)}.safetensors"
 
     @cached_property

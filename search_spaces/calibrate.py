@@ -47,7 +47,8 @@ def calibrate(
             teacher's.
 
     Raises:
-        ValueError: No token was seen, a weight or activation is not finite, or the library would be too large.
+        ValueError: No token was seen, or too few, a weight or activation is not finite, or the library would be too
+            large.
     """
     check_size(space, max_gb)
     for name, parameter in model.named_parameters():
@@ -61,9 +62,15 @@ def calibrate(
         if importance == "fisher":
             gradients = unit_gradients(model, batches, space.shape, seen)
         for (index, observed), of_gates in zip(seen.items(), gradients, strict=True):
-            block = blocks_of(model)[index]
-            tensors |= BlockVariants(index, block, family, space, observed, importance, of_gates).tensors()
-            rows = observed.both("qkv").count
+            block, rows = blocks_of(model)[index], observed.both("qkv").count
+            variants = BlockVariants(index, block, family, space, observed, importance, of_gates)
+            try:
+                tensors |= variants.tensors()
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+                raise ValueError(
+                    f"calibration must see more than {rows} tokens, which are too few to fit block {index} of hidden "
+                    f"size {space.shape.hidden_size}. Give more of them, with `task.data.calibration`."
+                ) from error
             places += read_places(block, family, observed) if space.narrower else []
             if on_block:
                 on_block(index + 1)

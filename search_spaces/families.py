@@ -233,7 +233,15 @@ def family_of(model: nn.Module) -> ModelFamily:
     Raises:
         ValueError: No row serves the model's ``config.model_type``.
     """
-    model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    return family_of_type(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
+
+
+def family_of_type(model_type: str) -> ModelFamily:
+    """The row that serves a ``config.model_type``.
+
+    Raises:
+        ValueError: None does.
+    """
     for family in FAMILIES:
         if model_type in family.model_types:
             return family

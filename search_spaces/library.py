@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -71,3 +73,14 @@ def model_hash(model: nn.Module) -> str:
         digest.update(str(tensor.dtype).encode())
         digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def model_fingerprint(model: Any) -> str:
+    """A short hash of all that decides what a model computes: its weights, and its configuration's settings."""
+    config = getattr(model, "config", None)
+    settings = config.to_dict() if config is not None else {}
+    # Neither where the model lay nor who wrote the file changes its outputs.
+    for name in ("_name_or_path", "transformers_version"):
+        settings.pop(name, None)
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(f"{model_hash(model)}\n{text}".encode()).hexdigest()[:32]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import weakref
@@ -20,7 +19,7 @@ from nas.tasks.attention import ATTENTION
 from nas.tasks.cache import Arrays, cached_arrays, content_key
 from nas.tasks.next_token import NEXT_TOKEN, questions
 from nas.tasks.task import Samples, Task, main_output
-from search_spaces.library import model_hash
+from search_spaces.library import model_fingerprint
 
 if TYPE_CHECKING:
     from nas.progress import Progress
@@ -68,12 +67,7 @@ class TeacherOutputs:
     @cached_property
     def fingerprint(self) -> str:
         """Name of the teacher's content: its weights, and the settings that change what they compute."""
-        config = getattr(self._loaded, "config", None)
-        settings = config.to_dict() if config is not None else {}
-        # Neither where the model lay nor who wrote the file changes its outputs.
-        for name in ("_name_or_path", "transformers_version"):
-            settings.pop(name, None)
-        return content_key([model_hash(self._loaded), json.dumps(settings, sort_keys=True, default=str)])
+        return model_fingerprint(self._loaded)
 
     @cached_property
     def _loaded(self) -> nn.Module:

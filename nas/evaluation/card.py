@@ -98,7 +98,8 @@ class Figure:
     Args:
         section: Where it stands.
         name: Its name.
-        value: The number; None where it cannot be computed: then the note says why.
+        value: The number; not a number where it is undefined, as a correlation with what is constant; None where it
+            cannot be computed: then the note says why.
         interval: Where it begins and ends, or None.
         teacher: The teacher's own number, or None.
         retention: Share of the teacher's that is kept, with its interval, or None.
@@ -143,12 +144,17 @@ def _estimated(section: str, name: str, entry: Mapping[str, Any], note: str = ""
     return Figure(
         section,
         name,
-        value["value"],
+        _number(value["value"]),
         _bounds(value),
-        None if teacher is None else teacher["value"],
+        None if teacher is None else _number(teacher["value"]),
         None if kept is None or _bounds(kept) is None else (kept["value"], kept["low"], kept["high"]),
         note,
     )
+
+
+def _number(value: float | None) -> float:
+    """A number that JSON may have as null."""
+    return math.nan if value is None else value
 
 
 def _bounds(interval: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -221,7 +227,8 @@ def _robustness(section: Mapping[str, Any]) -> list[Figure]:
         found.append(_estimated("robustness", name, fall, f"{fall['changed']:.0%} of the texts change"))
     titles = {"worst_drop": "worst drop", "mean_drop": "mean drop", "worst_excess": "worst drop beyond the teacher's"}
     titles["mean_excess"] = "mean drop beyond the teacher's"
-    return found + [Figure("robustness", title, section[key]) for key, title in titles.items() if key in section]
+    summed = {title: section[key] for key, title in titles.items() if key in section}
+    return found + [Figure("robustness", title, _number(value)) for title, value in summed.items()]
 
 
 def _efficiency(section: Mapping[str, Any]) -> list[Figure]:

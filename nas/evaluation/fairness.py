@@ -39,7 +39,7 @@ class Fairness:
     """
 
     min_samples: int = 50
-    terms: Mapping[str, Sequence[str]] | None = None
+    terms: Mapping[str, Sequence[str] | str] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.min_samples, bool) or self.min_samples < 2:
@@ -49,7 +49,7 @@ class Fairness:
     @property
     def substitution(self) -> Substitution | None:
         """The exchange of terms, where there are any."""
-        return Substitution(self.terms) if self.terms else None
+        return None if self.terms is None else Substitution(self.terms)
 
 
 # Of classifiers with two classes, the second of which is the positive one; the rest have no such columns.

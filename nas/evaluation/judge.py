@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from nas.evaluation.aspects import Aspects
@@ -101,7 +100,7 @@ class Judge:
         own = self._tables(model.outputs)
         section: Section = {"metrics": {}}
         for measure in self.task.measures:
-            if measure.fits(own) and np.isfinite(measure(own)):
+            if measure.fits(own):
                 section["metrics"][measure.name] = self._estimate(measure, own)
         rows, other = own.get(SAMPLES, {}), self._teacher_tables.get(SAMPLES, {})
         if "correct" in rows and "chosen" in rows and rows["labels"].ndim == 1:

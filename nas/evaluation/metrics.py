@@ -221,14 +221,14 @@ def regression_rows(student: Floats, teacher: Floats, labels: NDArray[np.float32
 
 
 def correlation(kind: str, left: str, right: str) -> Callable[[Rows], float]:
-    """``pearsonr`` or ``spearmanr`` of two columns; 0 where one of them is constant: no order, no agreement."""
+    """``pearsonr`` or ``spearmanr`` of two columns; ``nan`` where one of them is constant: it is undefined there."""
 
     def compute(rows: Rows) -> float:
         from scipy import stats
 
         own, other = rows[left], rows[right]
         if len(own) < 2 or np.ptp(own) == 0 or np.ptp(other) == 0:
-            return 0.0
+            return float("nan")
         return float(getattr(stats, kind)(own, other).statistic)
 
     return compute

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,16 +83,18 @@ def figure_row(figure: Figure) -> list[str]:
     return [
         figure.name,
         format_value(figure.value, figure.interval),
-        "-" if figure.teacher is None else format_number(figure.teacher),
+        "-" if figure.teacher is None else format_value(figure.teacher),
         "-" if figure.retention is None else format_share(figure.retention),
         figure.note,
     ]
 
 
 def format_value(value: float | None, interval: tuple[float, float] | None = None) -> str:
-    """``0.912 [0.895, 0.929]``; a dash where there is no value."""
+    """``0.912 [0.895, 0.929]``; ``undefined``; a dash where there is no value."""
     if value is None:
         return "-"
+    if not math.isfinite(value):
+        return "undefined"
     if abs(value) >= 1e5:
         return format_count(value)
     bounds = "" if interval is None else f" [{format_number(interval[0])}, {format_number(interval[1])}]"
@@ -109,7 +112,7 @@ def _metadata(card: ReportCard) -> str:
 
     task, kind = card.task, _PIPELINES.get(str(card.task["kind"]))
     teacher, metrics = str(card.model["teacher"]), [f for f in figures(card) if f.section == "quality"]
-    own = [figure for figure in metrics if figure.name in card.quality["metrics"]]
+    own = [f for f in metrics if f.name in card.quality["metrics"] and f.value is not None and math.isfinite(f.value)]
     results = [
         EvalResult(
             task_type=kind or str(task["kind"]),
@@ -204,7 +207,7 @@ def _risks(card: ReportCard) -> str:
     found = figures(card)
     lines = [
         f"- {escape_markdown(f.name)}: {format_value(f.value, f.interval)}"
-        + (f" (teacher {format_number(f.teacher)})" if f.teacher is not None else "")
+        + (f" (teacher {format_value(f.teacher)})" if f.teacher is not None else "")
         + (f", {escape_markdown(f.note)}" if f.note else "")
         for f in found
         if f.name.startswith(("worst ", "gap of ", "flip_rate"))

@@ -170,7 +170,8 @@ def measure_fall(
 
 def summary(drops: Sequence[float], teacher: Sequence[float] = ()) -> dict[str, float]:
     """Worst and mean of the drops, and of what they exceed the teacher's by."""
-    found = {"worst_drop": max(drops), "mean_drop": float(np.mean(drops))}
+    # The worst of what includes something undefined is undefined, too.
+    found = {"worst_drop": float(np.max(drops)), "mean_drop": float(np.mean(drops))}
     if teacher:
         # Differences of differences: what is left of equal ones by rounding is no excess.
         excess = np.subtract(drops, teacher).round(12)

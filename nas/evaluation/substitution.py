@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,16 +23,18 @@ class Substitution:
     """Terms by group; terms at the same place stand for each other.
 
     Args:
-        terms: Group -> its terms, as many in each: ``{women: [she, her, woman], men: [he, his, man]}``. A term that
-            stands at several places of one group is read as the first of them.
+        terms: Group -> its terms, as many in each: ``{women: [she, her, woman], men: [he, his, man]}``; a text is one
+            term: ``{women: mom, men: dad}``. A term that stands at several places of one group is read as the first of
+            them.
 
     Raises:
-        ValueError: There are fewer than two groups, they differ in length, or two groups share a term.
+        ValueError: Groups are no names of lists, there are fewer than two, they differ in length, or two share a term.
     """
 
-    terms: Mapping[str, Sequence[str]]
+    terms: Mapping[str, Sequence[str] | str]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", _lists(self.terms))
         if len(self.terms) < 2:
             raise ValueError(f"`terms` must name at least 2 groups, but names {len(self.terms)}.")
         lengths = {group: len(terms) for group, terms in self.terms.items()}
@@ -78,6 +81,22 @@ class Substitution:
     def _pattern(self) -> re.Pattern[str]:
         longest_first = sorted(self._places, key=len, reverse=True)
         return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
+
+
+def _lists(terms: Any) -> dict[str, tuple[str, ...]]:
+    """Terms by group, each group's as a list."""
+    form = "{women: [she, her], men: [he, his]}"
+    if not isinstance(terms, Mapping):
+        raise ValueError(f"`evaluation.fairness.terms` must be terms by group, such as {form}, but got {terms!r}.")
+    found = {}
+    for group, own in terms.items():
+        listed = [own] if isinstance(own, str) else own
+        if not isinstance(listed, list | tuple) or any(isinstance(term, list | tuple | Mapping) for term in listed):
+            raise ValueError(
+                f"`evaluation.fairness.terms` must list every group's terms, such as {form}, but {group!r} is {own!r}."
+            )
+        found[str(group)] = tuple(map(str, listed))
+    return found
 
 
 def substitution_rows(by_group: Sequence[Rows]) -> Rows:

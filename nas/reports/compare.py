@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
@@ -58,8 +59,7 @@ def comparison_csv(cards: Sequence[ReportCard]) -> str:
     for card in cards:
         for figure in figures(card):
             bounds, kept = figure.interval or ("", ""), figure.retention or ("", "", "")
-            teacher = "" if figure.teacher is None else figure.teacher
-            value = "" if figure.value is None else figure.value
+            value, teacher = ("" if n is None or math.isnan(n) else n for n in (figure.value, figure.teacher))
             row = [figure.section, figure.name, value, *bounds, teacher, *kept, figure.note]
             writer.writerow([no_formula(cell) if isinstance(cell, str) else cell for cell in (card.name, *row)])
     return stream.getvalue()

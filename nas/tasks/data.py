@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.tasks.files import read_tables
+from nas.tasks.files import ORDERS, SOURCE, check_encoding, read_tables
+from nas.tasks.sources import Source
 from nas.tasks.splits import Cut, check_split_names, listed, named_splits
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Examples:
         labels: Labels as they stand in the data, or None where no label column was asked for.
         rows: Rows of the source table, counted from 0, for error messages.
         groups: Group column -> the samples' values in it.
+        source: The table.
+        order: The classes in the source's own order, where it has one.
     """
 
     texts: tuple[str, ...]
@@ -38,6 +41,8 @@ class Examples:
     pairs: tuple[str, ...] | None = None
     labels: tuple[Any, ...] | None = None
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    source: Source = field(default_factory=Source)
+    order: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -45,7 +50,8 @@ class Examples:
     def take(self, positions: Sequence[int] | NDArray[np.int64]) -> Examples:
         """The samples at these positions, in this order."""
         keep = [int(position) for position in positions]
-        return Examples(
+        return replace(
+            self,
             texts=tuple(self.texts[i] for i in keep),
             rows=self.rows[np.asarray(keep, dtype=np.int64)],
             pairs=None if self.pairs is None else tuple(self.pairs[i] for i in keep),
@@ -85,7 +91,8 @@ class TextData:
         seed: Of the cut.
 
     Raises:
-        ValueError: A size is not positive.
+        ValueError: A size is neither a share nor a number of samples, the seed is no whole number, or Python does not
+            know the encoding.
     """
 
     path: str | Mapping[str, str]
@@ -105,6 +112,7 @@ class TextData:
 
     def __post_init__(self) -> None:
         _ = self.cut
+        check_encoding(self.encoding)
         check_split_names(self.splits)
 
     def read(self) -> dict[str, Examples]:
@@ -153,22 +161,27 @@ class TextData:
         for column in (self.text_column, self.pair_column, *self._label_columns, *names_of(self.group_columns)):
             if column is not None and column not in table.columns:
                 raise ValueError(f"{self.name}: column {column!r} is not there; there are {listed(table.columns)}.")
-        texts = [_as_text(cell, row, split) for row, cell in enumerate(table[self.text_column])]
-        filled = np.array([bool(text) for text in texts])
+        source: Source = table.attrs.get(SOURCE, Source(self.name, split))
+        texts = _texts(table, self.text_column, source)
+        filled = np.array([bool(text) for text in texts], dtype=bool)
+        others = None
         if self.pair_column is not None:
-            filled &= table[self.pair_column].notna().to_numpy()
+            others = _texts(table, self.pair_column, source)
+            filled &= np.array([bool(text) for text in others], dtype=bool)
         if not filled.all():
             _log.warning("%s: %d rows without text were left out.", self.name, int((~filled).sum()))
         rows = np.flatnonzero(filled)
         if not len(rows):
             raise ValueError(f"{self.name}: split {split!r} must not be empty, but no row has a text.")
-        table = table.iloc[rows]
+        orders, table = table.attrs.get(ORDERS, {}), table.iloc[rows]
         return Examples(
             texts=tuple(texts[row] for row in rows),
             rows=rows.astype(np.int64),
-            pairs=None if self.pair_column is None else tuple(table[self.pair_column].astype(str).str.strip()),
-            labels=None if self.label_column is None else self._labels(table, split, rows),
-            groups=groups_of(table, self.group_columns),
+            pairs=None if others is None else tuple(others[row] for row in rows),
+            labels=None if self.label_column is None else self._labels(table, source, rows),
+            groups=groups_of(table, self.group_columns, source, rows),
+            source=source,
+            order=self._order(orders),
         )
 
     @property
@@ -177,7 +190,13 @@ class TextData:
             return []
         return names_of(self.label_column)
 
-    def _labels(self, table: pd.DataFrame, split: str, rows: NDArray[np.int64]) -> tuple[Any, ...]:
+    def _order(self, orders: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+        """The classes in the source's order; several columns are in the order in which the user names them."""
+        if isinstance(self.label_column, str):
+            return orders.get(self.label_column, ())
+        return tuple(self._label_columns)
+
+    def _labels(self, table: pd.DataFrame, source: Source, rows: NDArray[np.int64]) -> tuple[Any, ...]:
         import pandas as pd
 
         names = self._label_columns
@@ -185,7 +204,10 @@ class TextData:
         lacking = columns.isna().to_numpy()
         if lacking.any() and not self.empty_labels:
             at, column = (int(position[0]) for position in lacking.nonzero())
-            raise ValueError(f"{self.name}: row {int(rows[at])} of split {split!r} has no label in {names[column]!r}.")
+            raise ValueError(
+                f"{source.place(int(rows[at]))} has no label in column {names[column]!r}. Fill it in, or leave the "
+                "sample out."
+            )
         if isinstance(self.label_column, str):
             cells = columns.iloc[:, 0].tolist()
             return tuple(() if empty else cell for cell, empty in zip(cells, lacking[:, 0], strict=True))
@@ -193,8 +215,8 @@ class TextData:
         if (wrong := ~np.isin(holds, (0.0, 1.0))).any():
             at, column = (int(position[0]) for position in wrong.nonzero())
             raise ValueError(
-                f"{self.name}: label columns must be 1 or 0, but row {int(rows[at])} of split {split!r} has "
-                f"{columns.iloc[at, column]!r} in {names[column]!r}."
+                f"{source.place(int(rows[at]))}: label columns must be 1 or 0, but {names[column]!r} is "
+                f"{columns[names[column]].tolist()[at]!r}."
             )
         return tuple(tuple(name for name, on in zip(names, row, strict=True) if on) for row in holds)
 
@@ -204,9 +226,31 @@ def names_of(columns: str | Sequence[str]) -> list[str]:
     return [columns] if isinstance(columns, str) else list(columns)
 
 
-def groups_of(table: pd.DataFrame, columns: str | Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Group column -> the rows' values in it; empty cells are a group of their own."""
-    return {name: tuple(map(_group_name, table[name])) for name in names_of(columns)}
+def groups_of(
+    table: pd.DataFrame, columns: str | Sequence[str], source: Source, rows: NDArray[np.int64]
+) -> dict[str, tuple[str, ...]]:
+    """Group column -> the rows' values in it; empty cells are a group of their own.
+
+    Args:
+        table: The rows.
+        columns: The columns.
+        source: Where the rows stand, for messages.
+        rows: Their places there.
+
+    Raises:
+        ValueError: A cell holds a list or something else that is no name.
+    """
+    found = {}
+    for name in names_of(columns):
+        cells = table[name].tolist()
+        for cell, row in zip(cells, rows, strict=True):
+            if not _is_plain(cell):
+                raise ValueError(
+                    f"{source.place(int(row))}: a group must be a name or a number, but column {name!r} holds a "
+                    f"{type(cell).__name__}."
+                )
+        found[name] = tuple(map(_group_name, cells))
+    return found
 
 
 def _group_name(cell: Any) -> str:
@@ -218,19 +262,37 @@ def _group_name(cell: Any) -> str:
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 
-def _as_text(cell: Any, row: int, split: str) -> str:
-    """A cell as text without space around it, empty where there is none; a list of words with one space between them.
+def _is_plain(cell: Any) -> bool:
+    """Whether a cell is one text, number, date or the like."""
+    return not isinstance(cell, list | tuple | set | Mapping | np.ndarray | bytes)
+
+
+def _texts(table: pd.DataFrame, column: str, source: Source) -> list[str]:
+    """Cells as texts without space around them, empty where there is none; lists of words with one space between them.
 
     Raises:
-        ValueError: A word is empty or has a space inside, so that words could not be told apart again.
+        ValueError: A cell is no text and no list of words, or a word is empty or has a space inside, so that words
+            could not be told apart again.
     """
+    texts = []
+    for row, cell in enumerate(table[column].tolist()):
+        try:
+            texts.append(_as_text(cell))
+        except ValueError as error:
+            raise ValueError(f"{source.place(row)}: column {column!r} {error}") from error
+    return texts
+
+
+def _as_text(cell: Any) -> str:
     import pandas as pd
 
     if not isinstance(cell, list | tuple | np.ndarray):
+        if not _is_plain(cell):
+            raise ValueError(f"must hold texts or lists of words, but holds a {type(cell).__name__}.")
         return "" if pd.isna(cell) else str(cell).strip()
-    words = [str(word) for word in cell]
-    if broken := [word for word in words if len(word.split()) != 1]:
-        raise ValueError(
-            f"words must not be empty or have spaces inside, but row {row} of split {split!r} has {broken[0]!r}."
-        )
-    return " ".join(words)
+    for word in cell:
+        if word is None or not _is_plain(word):
+            raise ValueError(f"must hold texts or lists of words, but a list holds a {type(word).__name__}.")
+        if len(str(word).split()) != 1:
+            raise ValueError(f"must hold words that are not empty and have no spaces inside, but one is {str(word)!r}.")
+    return " ".join(map(str, cell))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from numpy.typing import NDArray
@@ -18,8 +18,9 @@ from nas.evaluation.metrics import (
     multi_label_rows,
     regression_rows,
 )
+from nas.tasks.classes import class_names
 from nas.tasks.data import Examples
-from nas.tasks.labels import class_names, encode_label_sets, encode_labels, encode_numbers, label_sets
+from nas.tasks.labels import encode_label_sets, encode_labels, encode_numbers, set_names
 
 Problem = Literal["single_label", "multi_label", "regression"]
 Splits = Mapping[str, Examples]
@@ -36,8 +37,14 @@ class Head(Protocol):
     output: ClassVar[str]
     measures: ClassVar[tuple[Measure, ...]]
 
-    def classes(self, splits: Splits, config: Any | None) -> tuple[str, ...]:
-        """Names of the outputs, in the order of the logits; ``config`` is None for a new head."""
+    def classes(self, splits: Splits, config: Any | None, labels: Sequence[Any] | None = None) -> tuple[str, ...]:
+        """Names of the outputs, in the order of the logits.
+
+        Args:
+            splits: By name.
+            config: The model's configuration, or None for a new head.
+            labels: The labels in the order of the logits, where the user gives it.
+        """
 
     def encode(self, splits: Splits, classes: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         """Labels of every split as arrays, one row a sample."""
@@ -52,9 +59,9 @@ class SingleLabel:
     output: ClassVar[str] = "logits"
     measures: ClassVar[tuple[Measure, ...]] = CLASSIFICATION
 
-    def classes(self, splits: Splits, config: Any | None) -> tuple[str, ...]:
+    def classes(self, splits: Splits, config: Any | None, labels: Sequence[Any] | None = None) -> tuple[str, ...]:
         """The head's classes, or those of the train split; see `class_names`."""
-        return class_names(splits["train"], config)
+        return class_names(splits, config, labels)
 
     def encode(self, splits: Splits, classes: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         """Indices of classes, int64 ``(samples,)``."""
@@ -71,9 +78,9 @@ class MultiLabel:
     output: ClassVar[str] = "label_logits"
     measures: ClassVar[tuple[Measure, ...]] = MULTI_LABEL
 
-    def classes(self, splits: Splits, config: Any | None) -> tuple[str, ...]:
-        """The head's labels, or those of the train split."""
-        return class_names(label_sets(splits["train"]), config)
+    def classes(self, splits: Splits, config: Any | None, labels: Sequence[Any] | None = None) -> tuple[str, ...]:
+        """The head's labels, or those of the train split; see `class_names`."""
+        return class_names(splits, config, labels, set_names)
 
     def encode(self, splits: Splits, classes: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         """1 where a sample has a label, float32 ``(samples, labels)``."""
@@ -90,12 +97,21 @@ class Regression:
     output: ClassVar[str] = "scores"
     measures: ClassVar[tuple[Measure, ...]] = REGRESSION
 
-    def classes(self, splits: Splits, config: Any | None) -> tuple[str, ...]:  # noqa: ARG002  (A number has no classes.)
+    def classes(
+        self,
+        splits: Splits,  # noqa: ARG002  (A number has no classes.)
+        config: Any | None,
+        labels: Sequence[Any] | None = None,
+    ) -> tuple[str, ...]:
         """One output.
 
         Raises:
-            ValueError: The model's head has more.
+            ValueError: The model's head has more, or labels are given.
         """
+        if labels is not None:
+            raise ValueError(
+                f"`task.labels` must be null for a regression, whose labels are numbers, but got {labels!r}."
+            )
         if config is not None and int(config.num_labels) != 1:
             raise ValueError(f"a regression model's head must have 1 output, but this one has {config.num_labels}.")
         return ("score",)

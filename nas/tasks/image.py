@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -32,6 +32,7 @@ class ImageClassification:
         data: The images, with labels.
         quality: The metric that a search maximises.
         new_head: Whether a model without a trained head gets a fresh one, to be fine-tuned.
+        labels: The data's labels in the order of the model's logits; None pairs them by name or number.
         cache_dir: Where prepared images and teacher outputs are kept between runs.
 
     Raises:
@@ -42,6 +43,7 @@ class ImageClassification:
     data: ImageData
     quality: str = "accuracy"
     new_head: bool = False
+    labels: Sequence[Any] | None = None
     cache_dir: str | None = None
 
     kind: ClassVar[str] = "image_classification"
@@ -60,7 +62,7 @@ class ImageClassification:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the logits."""
         config = None if self.new_head else load_config(self.model)
-        return _HEAD.classes(self._pictures.examples, config)
+        return _HEAD.classes(self._pictures.examples, config, self.labels)
 
     @cached_property
     def samples(self) -> ImageSamples:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from nas.tasks.batching import Rows, by_length, shuffled
 from nas.tasks.cache import Arrays, cached_arrays, content_key
 from nas.tasks.data import Examples, groups_of, names_of
-from nas.tasks.files import class_folders, read_tables
+from nas.tasks.files import ORDERS, SOURCE, class_folders, read_tables
+from nas.tasks.sources import Source
 from nas.tasks.splits import Cut, check_split_names, listed, named_splits
 from search_spaces.cost import Workload
 
@@ -57,7 +58,7 @@ class ImageData:
         seed: Of the cut.
 
     Raises:
-        ValueError: A size is not positive.
+        ValueError: A size is neither a share nor a number of images, or the seed is no whole number.
     """
 
     path: str
@@ -105,20 +106,26 @@ class ImageData:
         for column in (self.image_column, self.label_column, *names_of(self.group_columns)):
             if column not in table.columns:
                 raise ValueError(f"{self.path}: column {column!r} is not there; there are {listed(table.columns)}.")
+        source: Source = table.attrs.get(SOURCE, Source(self.path, split))
         if (lacking := table[self.label_column].isna().to_numpy()).any():
-            row = int(lacking.argmax())
-            raise ValueError(f"{self.path}: row {row} of split {split!r} has no label in {self.label_column!r}.")
+            place = source.place(int(lacking.argmax()))
+            raise ValueError(
+                f"{place} has no label in column {self.label_column!r}. Fill it in, or leave the sample out."
+            )
         keys = []
         for row, cell in enumerate(table[self.image_column]):
-            source = _source(cell, f"{self.path}: row {row} of split {split!r}")
-            data = source.read_bytes() if isinstance(source, Path) else source
+            image = _source(cell, source, row)
+            data = image.read_bytes() if isinstance(image, Path) else image
             keys.append(hashlib.blake2b(data, digest_size=16).hexdigest())
-            files.setdefault(keys[-1], source)
+            files.setdefault(keys[-1], image)
+        rows = np.arange(len(table), dtype=np.int64)
         return Examples(
             texts=tuple(keys),
-            rows=np.arange(len(table), dtype=np.int64),
+            rows=rows,
             labels=tuple(table[self.label_column].tolist()),
-            groups=groups_of(table, self.group_columns),
+            groups=groups_of(table, self.group_columns, source, rows),
+            source=source,
+            order=table.attrs.get(ORDERS, {}).get(self.label_column, ()),
         )
 
 
@@ -215,7 +222,9 @@ class ImageSamples:
         return self.examples[split]
 
     def _key(self, split: str) -> str:
-        return content_key(["pixels", self.processor.to_json_string(), str(self.channels), *self._split(split).texts])
+        # The class, too: those on torchvision and on PIL write the same settings and do not give the same pixels.
+        processor = (type(self.processor).__name__, self.processor.to_json_string())
+        return content_key(["pixels", *processor, str(self.channels), *self._split(split).texts])
 
     def _prepared(self, split: str) -> NDArray[np.float32]:
         keys = self._split(split).texts
@@ -226,7 +235,7 @@ class ImageSamples:
         return np.concatenate(chunks)
 
 
-def _source(cell: Any, where: str) -> bytes | Path:
+def _source(cell: Any, source: Source, row: int) -> bytes | Path:
     """The encoded image of a cell, or its file."""
     if isinstance(cell, Path):
         return cell
@@ -236,7 +245,8 @@ def _source(cell: Any, where: str) -> bytes | Path:
         return Path(cell["path"])
     if isinstance(cell, bytes):
         return cell
-    raise ValueError(f"{where} must hold an encoded image, but holds a {type(cell).__name__}.")
+    kind = type(cell).__name__
+    raise ValueError(f"{source.place(row)} must hold an encoded image, but holds a {kind}.")
 
 
 def _decode(source: bytes | Path, channels: int) -> NDArray[np.uint8]:

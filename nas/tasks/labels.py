@@ -1,92 +1,99 @@
-"""Labels as they stand in data, and the classes that a model's head knows."""
+"""Labels as they stand in data, and as the arrays that losses and metrics read."""
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nas.tasks.data import Examples
+from nas.tasks.sources import Source
 
-_log = logging.getLogger(__name__)
+# Labels by name, each with its row in the source.
+Named = list[tuple[str, int]]
+# What gives a label's place among the classes, or None.
+Find = Callable[[str], int | None]
 
 
-def class_names(train: Examples, config: Any | None) -> tuple[str, ...]:
-    """Names of the classes, in the order of the model's logits.
-
-    The head's own names count where the labels are among them; else labels that are numbers below the head's size are
-    the classes themselves; else the training labels, sorted, are as many as the head has outputs.
-
-    Args:
-        train: The train split.
-        config: The model's configuration, or None for a new head.
+def single_names(examples: Examples) -> Named:
+    """The label of every sample.
 
     Raises:
-        ValueError: The labels are not whole numbers or names, are only one class, or do not fit the head.
+        ValueError: A label is neither a name nor a whole number.
     """
-    labels = sorted({label_name(label, row) for label, row in _labelled(train)}, key=_natural)
-    if len(labels) < 2:
-        raise ValueError(f"labels must have at least 2 classes in the train split, but have only {labels[0]!r}.")
-    if config is None:
-        return tuple(labels)
-    heads = int(config.num_labels)
-    names = tuple(str(config.id2label.get(index, index)) for index in range(heads))
-    if not set(labels) <= set(names):
-        numbers = all(label.isdecimal() and int(label) < heads for label in labels)
-        if not numbers and len(labels) != heads:
-            raise ValueError(
-                f"labels must be the {heads} classes of the model's head ({_listed(names)}), but the train split has "
-                f"{len(labels)} ({_listed(labels)}){_first_foreign(train, names, heads)}."
-            )
-        names = tuple(str(index) for index in range(heads)) if numbers else tuple(labels)
-    if len(labels) < heads:
-        _log.warning(
-            "The model's head has %d classes (%s), but the train split only %d of them (%s).",
-            heads, _listed(names), len(labels), _listed(labels),
-        )  # fmt: skip
-    return names
+    source = examples.source
+    return [(label_name(label, source, row), row) for label, row in _labelled(examples)]
 
 
-def _first_foreign(train: Examples, names: Sequence[str], heads: int) -> str:
-    """The first row whose label the head does not know; nothing where names of the two have nothing in common."""
-    labelled = [(row, label_name(label, row)) for label, row in _labelled(train)]
-    foreign = [
-        (row, name) for row, name in labelled if name not in names and not (name.isdecimal() and int(name) < heads)
-    ]
-    if not foreign or len(foreign) == len(labelled):
-        return ""
-    row, name = min(foreign)
-    return f"; the first that does not fit is {name!r} in row {row}"
+def set_names(examples: Examples) -> Named:
+    """All labels of every sample.
+
+    Raises:
+        ValueError: As `single_names`.
+    """
+    source = examples.source
+    return [(label_name(label, source, row), row) for cell, row in _labelled(examples) for label in split_labels(cell)]
+
+
+def word_names(examples: Examples) -> Named:
+    """The tags of every word of every sample.
+
+    Raises:
+        ValueError: As `single_names`.
+    """
+    return [(name, row) for cell, row in _labelled(examples) for name in tag_names(cell, examples.source, row)]
+
+
+def place_by_name(classes: Sequence[str]) -> Find:
+    """What gives a label's place among classes: of its own name, else of one that differs in case or blanks only."""
+    exact = {name: place for place, name in enumerate(classes)}
+    alike: dict[str, list[int]] = {}
+    for place, name in enumerate(classes):
+        alike.setdefault(_folded(name), []).append(place)
+
+    def find(name: str) -> int | None:
+        if name in exact:
+            return exact[name]
+        places = alike.get(_folded(name), [])
+        return places[0] if len(places) == 1 else None
+
+    return find
+
+
+def fit(labels: Iterable[str], classes: Sequence[str]) -> bool:
+    """Whether all labels are names of classes."""
+    find = place_by_name(classes)
+    return all(find(name) is not None for name in labels)
+
+
+def are_numbers(labels: Iterable[str], count: int) -> bool:
+    """Whether all labels are numbers of so many classes, counted from 0."""
+    return all(name.isdecimal() and int(name) < count for name in labels)
+
+
+def _finder(named: Iterable[Named], classes: Sequence[str]) -> Find:
+    """What gives a label's place: by name, or by number where all labels are numbers and not all of them names."""
+    labels = {name for names in named for name, _ in names}
+    if are_numbers(labels, len(classes)) and not fit(labels, classes):
+        return int
+    return place_by_name(classes)
 
 
 def encode_labels(splits: Mapping[str, Examples], classes: Sequence[str]) -> dict[str, NDArray[np.int64]]:
     """Classes of every split's samples as indices into ``classes``.
 
     Raises:
-        ValueError: A split has a label that the train split has not; the message names its row.
+        ValueError: A split has a label that the classes have not; the message names its row.
     """
-    index = {name: position for position, name in enumerate(classes)}
-    known = {label_name(label, row) for label, row in _labelled(splits["train"])}
-    encoded = {}
-    for split, examples in splits.items():
-        ids = []
-        for label, row in _labelled(examples):
-            if (name := label_name(label, row)) not in known:
-                raise _unseen(split, row, name, known)
-            ids.append(index[name])
-        encoded[split] = np.array(ids, dtype=np.int64)
-    return encoded
-
-
-def label_sets(examples: Examples) -> Examples:
-    """Samples with several labels each as samples with one label each: a sample is repeated for each of its labels."""
-    pairs = [(row, name) for row, (names, _) in enumerate(_labelled(examples)) for name in split_labels(names)]
-    return replace(examples.take([row for row, _ in pairs]), labels=tuple(name for _, name in pairs))
+    named = {split: single_names(examples) for split, examples in splits.items()}
+    find = _finder(named.values(), classes)
+    return {
+        split: np.array([_found(find, name, row, splits[split]) for name, row in names], dtype=np.int64)
+        for split, names in named.items()
+    }
 
 
 def split_labels(cell: Any) -> tuple[Any, ...]:
@@ -99,18 +106,19 @@ def split_labels(cell: Any) -> tuple[Any, ...]:
 
 
 def encode_label_sets(splits: Mapping[str, Examples], classes: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """1 where a sample has a label, ``(samples, labels)``, for every split.
+    """1 where a sample has a label, ``(samples, classes)``, for every split.
 
     Raises:
-        ValueError: A split has a label that the train split has not; the message names its row.
+        ValueError: A split has a label that the classes have not; the message names its row.
     """
-    flat = {split: label_sets(examples) for split, examples in splits.items()}
-    ids = encode_labels(flat, classes)
+    named = {split: set_names(examples) for split, examples in splits.items()}
+    find = _finder(named.values(), classes)
     encoded = {}
     for split, examples in splits.items():
         position = {int(row): index for index, row in enumerate(examples.rows)}
         table = np.zeros((len(examples), len(classes)), dtype=np.float32)
-        table[[position[int(row)] for row in flat[split].rows], ids[split]] = 1.0
+        for name, row in named[split]:
+            table[position[row], _found(find, name, row, examples)] = 1.0
         encoded[split] = table
     return encoded
 
@@ -122,86 +130,91 @@ def encode_numbers(splits: Mapping[str, Examples]) -> dict[str, NDArray[np.float
         ValueError: A label is not a finite number; the message names its row.
     """
     return {
-        split: np.array([[_number(cell, row)] for cell, row in _labelled(e)], np.float32) for split, e in splits.items()
+        split: np.array([[_number(cell, row, examples)] for cell, row in _labelled(examples)], np.float32)
+        for split, examples in splits.items()
     }
 
 
-def encode_tags(splits: Mapping[str, Examples], tags: Sequence[str]) -> dict[str, tuple[NDArray[np.int64], ...]]:
+def encode_tags(splits: Mapping[str, Examples], classes: Sequence[str]) -> dict[str, tuple[NDArray[np.int64], ...]]:
     """The tag of every word, one array a sample, for every split.
 
     Raises:
-        ValueError: A sample has not one tag a word, or a tag that the train split has not; the message names its row.
+        ValueError: A sample has not one tag a word, or a tag that the classes have not; the message names its row.
     """
-    index = {name: position for position, name in enumerate(tags)}
-    known = {name for cell, row in _labelled(splits["train"]) for name in tag_names(cell, row)}
+    find = _finder(map(word_names, splits.values()), classes)
     encoded: dict[str, tuple[NDArray[np.int64], ...]] = {}
     for split, examples in splits.items():
         arrays = []
         for text, (cell, row) in zip(examples.texts, _labelled(examples), strict=True):
-            names, words = tag_names(cell, row), text.split(" ")
+            names, words = tag_names(cell, examples.source, row), text.split(" ")
             if len(names) != len(words):
                 raise ValueError(
-                    f"a sample must have one tag a word, but row {row} of split {split!r} has {len(words)} words and "
+                    f"{examples.source.place(row)}: a sample must have one tag a word, but has {len(words)} words and "
                     f"{len(names)} tags."
                 )
-            if unknown := [name for name in names if name not in known]:
-                raise _unseen(split, row, unknown[0], known)
-            arrays.append(np.array([index[name] for name in names], dtype=np.int64))
+            arrays.append(np.array([_found(find, name, row, examples) for name in names], dtype=np.int64))
         encoded[split] = tuple(arrays)
     return encoded
 
 
-def tag_names(cell: Any, row: int) -> list[str]:
+def tag_names(cell: Any, source: Source, row: int) -> list[str]:
     """The tags of one sample's words, from a list or from text with spaces between them."""
-    return [label_name(tag, row) for tag in (cell.split() if isinstance(cell, str) else split_labels(cell))]
+    tags = cell.split() if isinstance(cell, str) else split_labels(cell)
+    return [label_name(tag, source, row) for tag in tags]
 
 
-def word_tags(examples: Examples) -> Examples:
-    """Sentences with a tag a word as samples with one label each."""
-    pairs = [(at, name) for at, (cell, row) in enumerate(_labelled(examples)) for name in tag_names(cell, row)]
-    return replace(examples.take([at for at, _ in pairs]), labels=tuple(name for _, name in pairs))
+def _found(find: Find, name: str, row: int, examples: Examples) -> int:
+    place = find(name)
+    if place is None:
+        raise ValueError(
+            f"{examples.source.place(row)}: labels must occur in the train split, whose classes a new head gets, but "
+            f"{name!r} does not. Give more training samples, or all classes with `task.labels=[...]`."
+        )
+    return place
 
 
-def _number(cell: Any, row: int) -> float:
+def _number(cell: Any, row: int, examples: Examples) -> float:
     try:
         number = float(cell)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"labels of a regression must be finite numbers, but row {row} has {cell!r}.")
+        raise ValueError(
+            f"{examples.source.place(row)}: labels of a regression must be finite numbers, but this one is {cell!r}."
+        )
     return number
 
 
-def _unseen(split: str, row: int, name: str, known: set[str]) -> ValueError:
-    return ValueError(
-        f"labels of split {split!r} must occur in the train split, but row {row} has {name!r}; "
-        f"known are {_listed(sorted(known, key=_natural))}."
-    )
-
-
-def label_name(label: Any, row: int) -> str:
+def label_name(label: Any, source: Source, row: int) -> str:
     """A label as text: ``1``, ``1.0`` and ``"1"`` are one class.
 
     Raises:
-        ValueError: The label is a number with a fraction.
+        ValueError: The label is a number with a fraction, or a list or something else that is no name.
     """
+    if isinstance(label, list | tuple | np.ndarray):
+        raise ValueError(
+            f"{source.place(row)}: a label must be one name or number, but is a list. Samples with several labels are "
+            "for task=multi_label_classification, words with a tag each for task=token_classification."
+        )
+    if isinstance(label, Mapping | bytes) or label is None:
+        kind = type(label).__name__
+        raise ValueError(f"{source.place(row)}: a label must be a name or a number, but is a {kind}.")
     if isinstance(label, float | np.floating):
         if not float(label).is_integer():
-            raise ValueError(f"labels must be whole numbers or names, but row {row} has {label}.")
+            raise ValueError(f"{source.place(row)}: labels must be whole numbers or names, but this one is {label}.")
         return str(int(label))
     return str(int(label)) if isinstance(label, bool | np.bool_) else str(label)
+
+
+def _folded(name: str) -> str:
+    return name.strip().casefold()
+
+
+def natural(label: str) -> tuple[int, int, str]:
+    """The key of an order in which 2 comes before 10, and numbers before names."""
+    return (0, int(label), label) if label.isdecimal() else (1, 0, label)
 
 
 def _labelled(examples: Examples) -> list[tuple[Any, int]]:
     assert examples.labels is not None
     return list(zip(examples.labels, examples.rows.tolist(), strict=True))
-
-
-def _natural(label: str) -> tuple[int, int, str]:
-    # 2 comes before 10, and numbers before names.
-    return (0, int(label), label) if label.isdecimal() else (1, 0, label)
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:8]))
-    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")

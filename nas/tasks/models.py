@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from search_spaces.families import family_of_type, most_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PoolingMode = Literal["mean", "cls", "max"]
+_VOCABULARIES = ("tokenizer.json", "vocab*", "merges*", "*.model", "*.codes", "*.tiktoken")
 # Keys of `1_Pooling/config.json` as sentence-transformers has long written them.
 _POOLING_FLAGS = {
     "pooling_mode_mean_tokens": "mean",
@@ -50,10 +54,29 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
     _check_place(path)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+        with _quietly():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # Whatever is wrong with a folder: truncated weights, sizes that are texts or 0.
-        raise ValueError(_cannot_load("tokenizer", path, error)) from error
+        place = Path(path).expanduser()
+        lacking = (place / "config.json").is_file() and not has_tokenizer(place)
+        raise ValueError(_no_tokenizer(path) if lacking else _cannot_load("tokenizer", path, error)) from error
+    # Of a folder without its files `transformers` makes one that knows its special tokens only: texts of unknown words.
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
+        raise ValueError(_no_tokenizer(path))
     return tokenizer
+
+
+def has_tokenizer(place: Path) -> bool:
+    """Whether a folder has a tokenizer's vocabulary in one of the forms that `transformers` reads."""
+    return any(any(place.glob(pattern)) for pattern in _VOCABULARIES)
+
+
+def _no_tokenizer(path: str) -> str:
+    return (
+        f"`model.path` must hold the model's tokenizer, but {path!r} has no vocabulary (tokenizer.json, vocab.txt, "
+        "vocab.json with merges.txt or a SentencePiece .model). Copy the files of the model that it was made of into "
+        "the folder, or write them with the tokenizer's save_pretrained."
+    )
 
 
 def load_config(path: str) -> Any:
@@ -66,7 +89,8 @@ def load_config(path: str) -> Any:
 
     _check_place(path)
     try:
-        return AutoConfig.from_pretrained(path)
+        with _quietly():
+            return AutoConfig.from_pretrained(path)
     except Exception as error:  # Whatever is wrong with a folder: truncated weights, sizes that are texts or 0.
         raise ValueError(_cannot_load("model", path, error)) from error
 
@@ -81,7 +105,8 @@ def load_image_processor(path: str) -> Any:
 
     _check_place(path)
     try:
-        return AutoImageProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]
+        with _quietly():
+            return AutoImageProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]
     except Exception as error:  # Whatever is wrong with a folder: truncated weights, sizes that are texts or 0.
         raise ValueError(_cannot_load("image processor", path, error)) from error
 
@@ -145,6 +170,18 @@ def load_classifier(
         return _load(loader, path, may_miss=("classifier.", "score.", "pooler."), **options)
 
 
+def check_positions(model: PreTrainedModel, max_length: int) -> PreTrainedModel:
+    """The same model, once it is known to have a position for every token that is kept of a text.
+
+    Raises:
+        ValueError: It has fewer.
+    """
+    most = most_positions(model)
+    if most is not None and max_length > most:
+        raise ValueError(f"`task.max_length` must be at most {most} (the model's positions), but got {max_length}.")
+    return model
+
+
 def read_pooling(path: str) -> Pooling:
     """The pooling that sentence-transformers wrote beside the model; mean and L2 where it wrote nothing.
 
@@ -177,11 +214,21 @@ def read_pooling(path: str) -> Pooling:
 def _load(kind: Any, path: str, may_miss: tuple[str, ...] = (), **options: Any) -> PreTrainedModel:
     import torch
 
-    _check_place(path)
+    config = load_config(path)
+    if getattr(config, "is_encoder_decoder", False):  # Their decoder would need texts of its own.
+        family_of_type(str(config.model_type))
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        model, report = kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **options)
+        with _quietly():
+            model, report = kind.from_pretrained(path, dtype=torch.float32, **options)
     except Exception as error:  # Whatever is wrong with a folder: truncated weights, sizes that are texts or 0.
         raise ValueError(_cannot_load("model", path, error)) from error
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        if not any(part in name for part in may_miss):
+            raise ValueError(
+                f"{path}: the weights must be of the sizes that config.json gives, but {name!r} is {tuple(stored)} and "
+                f"not {tuple(wanted)}. Are both files of one model?"
+            )
     missing = sorted(name for name in report["missing_keys"] if not any(part in name for part in may_miss))
     if missing:
         raise ValueError(
@@ -190,6 +237,19 @@ def _load(kind: Any, path: str, may_miss: tuple[str, ...] = (), **options: Any) 
         )
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the tables and hints that `transformers` logs while it loads: what matters is told in our own words."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _check_place(path: str) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+# What decides of a tokenizer's arrays without standing in its vocabulary file.
+_AROUND_TOKENS = ("model_input_names", "truncation_side", "split_special_tokens")
+
 
 @dataclass(frozen=True)
 class TextSamples:
@@ -93,8 +96,9 @@ class TextSamples:
             if self.cache_dir is None:
                 self._tokens[split] = self._tokenise(examples)
             else:
+                form = ("words" if self.words else "texts", "alone" if examples.pairs is None else "pairs")
                 key = content_key(
-                    ["tokens", self._tokenizer_text, str(self.max_length), *(["words"] if self.words else [])]
+                    ["tokens", self._tokenizer_text, str(self.max_length), *form]
                     + [text for key in examples.keys() for text in key]  # noqa: SIM118  (Not a mapping.)
                 )
 
@@ -179,15 +183,23 @@ class TextSamples:
 
 
 def tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A tokenizer's content: what a cache of tokens knows it by."""
+    """A tokenizer's content: what a cache of tokens knows it by.
+
+    Beside the vocabulary and its rules these are what `transformers` adds around them: which arrays a model reads (BERT
+    and DistilBERT share a vocabulary, not ``token_type_ids``), and which end of a text is cut.
+    """
+    around = {name: getattr(tokenizer, name, None) for name in _AROUND_TOKENS}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return f"{type(tokenizer).__name__}\n{sorted(tokenizer.get_vocab().items())}"
+        rules = {name: value for name, value in tokenizer.init_kwargs.items() if name != "name_or_path"}
+        return json.dumps(
+            [type(tokenizer).__name__, around, rules, tokenizer.get_vocab()], sort_keys=True, default=repr
+        )
     settings = json.loads(backend.to_str())
     # Both are state that every call of the tokenizer changes, not content.
     settings.pop("truncation", None)
     settings.pop("padding", None)
-    return json.dumps(settings, sort_keys=True)
+    return json.dumps([around, settings], sort_keys=True)
 
 
 def ordinary_tokens(tokenizer: PreTrainedTokenizerBase, size: tuple[int, int]) -> torch.Tensor:

@@ -28,7 +28,7 @@ class Cut:
         seed: Of the cut.
 
     Raises:
-        ValueError: A size is not positive.
+        ValueError: A size is neither a share in (0, 1) nor a number of samples, or the seed is no whole number.
     """
 
     train: int | float | None
@@ -40,11 +40,13 @@ class Cut:
     def __post_init__(self) -> None:
         for name in SPLITS:
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-            if value is not None and not (number and (value < 1 or value == int(value))):
+            if not (value is None and name == "train") and not _is_size(value):
                 raise ValueError(
-                    f"`{name}` must be a whole number of samples or a share of them between 0 and 1, but got {value!r}."
+                    f"`task.data.{name}` must be a number of samples, 1 or more, or a share of all of them, between 0 "
+                    f"and 1, but got {value!r}."
                 )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ValueError(f"`task.data.seed` must be a whole number, but got {self.seed!r}.")
 
     def __call__(self, given: Mapping[str, Examples], name: str) -> dict[str, Examples]:
         """Four disjoint splits of those that the source brings; samples that occur more than once are kept once.
@@ -97,6 +99,13 @@ class Cut:
         if value is None:
             return total
         return max(1, round(value * total)) if value < 1 else int(value)
+
+
+def _is_size(value: Any) -> bool:
+    """Whether it is a share or a count; ``1.0`` could be either and is none, but ``1e3`` can only be a count."""
+    if isinstance(value, float):
+        return 0 < value < 1 or (value > 1 and value.is_integer())
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def named_splits(tables: Mapping[str, Any], splits: Mapping[str, str] | None, name: str) -> dict[str, Any]:

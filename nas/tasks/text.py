@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ from nas.tasks.heads import Head, Problem, chosen_quality, find_head
 from nas.tasks.models import (
     Pooling,
     PoolingMode,
+    check_positions,
     load_classifier,
     load_config,
     load_encoder,
@@ -119,7 +120,7 @@ class SentenceEmbedding:
 
     def load_model(self) -> PreTrainedModel:
         """The encoder, in fp32 and evaluation mode."""
-        return load_encoder(self.model)
+        return check_positions(load_encoder(self.model), self.max_length)
 
     def batches(self, split: str, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Every sample of a split once, as the model's inputs, sorted by length."""
@@ -187,6 +188,8 @@ class TextClassification:
         problem: What the logits mean: ``single_label``, ``multi_label`` or ``regression``.
         quality: The metric that a search maximises; the problem's first where it is empty.
         new_head: Whether a model without a trained head gets a fresh one, to be fine-tuned.
+        labels: The data's labels in the order of the model's logits; None pairs them by name or number, see
+            `nas.tasks.classes.class_names`.
         cache_dir: Where tokens and teacher outputs are kept between runs.
 
     Raises:
@@ -199,6 +202,7 @@ class TextClassification:
     problem: Problem = "single_label"
     quality: str = ""
     new_head: bool = False
+    labels: Sequence[Any] | None = None
     cache_dir: str | None = None
 
     kind: ClassVar[str] = "text_classification"
@@ -233,7 +237,7 @@ class TextClassification:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the logits."""
         config = None if self.new_head else load_config(self.model)
-        return self.head.classes(self._examples, config)
+        return self.head.classes(self._examples, config, self.labels)
 
     @cached_property
     def samples(self) -> TextSamples:
@@ -254,7 +258,8 @@ class TextClassification:
     def load_model(self) -> PreTrainedModel:
         """The classifier, in fp32 and evaluation mode."""
         classes = self.classes if self.new_head else None
-        return load_classifier(self.model, classes, new_head=self.new_head, problem=self.problem)
+        model = load_classifier(self.model, classes, new_head=self.new_head, problem=self.problem)
+        return check_positions(model, self.max_length)
 
     def batches(self, split: str, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Every sample of a split once, as the model's inputs, sorted by length."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,12 @@ from torch.nn import functional
 
 from nas.evaluation.metrics import SAMPLES, Measure, Tables, computed
 from nas.evaluation.tokens import TOKENS, token_rows
+from nas.tasks.classes import class_names
 from nas.tasks.data import Examples, TextData
 from nas.tasks.deployed import Classifier, logits_and_hidden
 from nas.tasks.heads import chosen_quality
-from nas.tasks.labels import class_names, encode_tags, word_tags
-from nas.tasks.models import load_classifier, load_config, load_tokenizer
+from nas.tasks.labels import encode_tags, word_names
+from nas.tasks.models import check_positions, load_classifier, load_config, load_tokenizer
 from nas.tasks.samples import TextSamples
 from nas.tasks.task import Batch, Outputs, check_max_length, paired_outputs
 from search_spaces.cost import Workload
@@ -44,6 +45,7 @@ class TokenClassification:
         max_length: Tokens kept of a text.
         quality: The metric that a search maximises.
         new_head: Whether a model without a trained head gets a fresh one, to be fine-tuned.
+        labels: The data's tags in the order of the model's logits; None pairs them by name or number.
         cache_dir: Where tokens and teacher outputs are kept between runs.
 
     Raises:
@@ -55,6 +57,7 @@ class TokenClassification:
     max_length: int = 128
     quality: str = "entity_f1"
     new_head: bool = False
+    labels: Sequence[Any] | None = None
     cache_dir: str | None = None
 
     kind: ClassVar[str] = "token_classification"
@@ -76,7 +79,7 @@ class TokenClassification:
     def classes(self) -> tuple[str, ...]:
         """Names of the tags, in the order of the logits."""
         config = None if self.new_head else load_config(self.model)
-        return class_names(word_tags(self._examples["train"]), config)
+        return class_names(self._examples, config, self.labels, word_names)
 
     @cached_property
     def samples(self) -> TextSamples:
@@ -99,7 +102,8 @@ class TokenClassification:
         """The tagger, in fp32 and evaluation mode."""
         kind = "AutoModelForTokenClassification"
         classes = self.classes if self.new_head else None
-        return load_classifier(self.model, classes, new_head=self.new_head, kind=kind)
+        model = load_classifier(self.model, classes, new_head=self.new_head, kind=kind)
+        return check_positions(model, self.max_length)
 
     def batches(self, split: str, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Every sample of a split once, as the model's inputs, sorted by length."""

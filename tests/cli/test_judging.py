@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from transformers import T5Config, T5ForSequenceClassification, T5Model
 
 from latency_models.backends.onnx import export_onnx
 from nas.__main__ import run
 from nas.subjects import told_apart
 from nas.tasks.models import load_classifier, load_tokenizer
+from search_spaces.checkpoint import save_subnet
 from search_spaces.cost import Workload
 from tests.evaluation.judged import World, world
-from tests.models import tiny_bert
+from tests.models import tiny_bert, tiny_space
 from tests.texts import tiny_model_folder
 
 FAST = [
@@ -92,21 +94,87 @@ def test_a_model_with_another_tokenizer(small, place, capsys):
     assert "must have its teacher's tokenizer" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("turned", ["head", "tokenizer"])
+def test_a_folder_of_ours_that_does_not_fit(small, place, capsys, turned):
+    model, space, folder = small.task.load_model(), tiny_space(small.teacher), place / f"turned-{turned}"
+    if turned == "head":
+        model.config.id2label = {0: "LABEL_1", 1: "LABEL_0"}
+    save_subnet(model, space.teacher, space.shape, folder, tokenizer=small.task.tokenizer)
+    if turned == "tokenizer":
+        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        (folder / "tokenizer.json").write_text(text.replace('"w1":', '"v1":'), encoding="utf-8")
+    assert evaluate(place, f"candidate={folder}") == 2
+    said = {
+        "head": "order of the teacher's, but class 0 is 'LABEL_1'",
+        "tokenizer": "must have its teacher's tokenizer",
+    }
+    assert said[turned] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("label", ["same", "score"])
+def test_a_correlation_that_is_undefined_is_null(small, place, capsys, label):
+    frame = pd.read_csv(place / "world" / "data.csv").assign(same=1.5, score=range(260))
+    frame.to_csv(place / "numbers.csv", index=False)
+    folder = model_with(place, f"number-{label}", labels=1)
+    if label == "score":  # The other side is constant here.
+        model = load_classifier(str(folder))
+        model.classifier.weight.data.zero_()
+        model.save_pretrained(folder)
+    task = ["task=text_regression", f"task.data.path={place / 'numbers.csv'}", f"task.data.label_column={label}"]
+    out = place / f"card-{label}"
+    assert evaluate(place, f"model.path={folder}", *task, f"output={out}", "show=table") == 0
+    told = capsys.readouterr()
+    metrics = json.loads((out / "metrics.json").read_text())["quality"]["metrics"]
+    for name in ("spearman", "pearson"):
+        assert metrics[name]["value"] == {"value": None, "low": None, "high": None}
+        assert metrics[name]["retention"] is None
+    assert metrics["rmse"]["value"]["value"] > 0
+    assert "undefined" in told.out
+    assert "spearman undefined on 120 samples" in (out / "model_card.md").read_text()
+    assert "Warning" not in told.err
+
+
+def test_texts_longer_than_the_models_positions_and_a_folder_without_vocabulary(small, place, capsys):
+    assert evaluate(place, "task.max_length=33") == 2
+    assert "`task.max_length` must be at most 32 (the model's positions), but got 33." in capsys.readouterr().err
+    folder = place / "bare"
+    tiny_bert(labels=2).save_pretrained(folder)
+    assert evaluate(place, f"model.path={folder}") == 2
+    assert f"must hold the model's tokenizer, but '{folder}' has no vocabulary" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [T5Model, T5ForSequenceClassification])
+def test_an_encoder_decoder_is_told_which_families_are_known(small, place, capsys, kind):
+    config = T5Config(vocab_size=97, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, decoder_start_token_id=0)
+    folder = place / kind.__name__
+    kind(config).save_pretrained(folder)
+    small.task.tokenizer.save_pretrained(folder)
+    task = "sentence_embedding" if kind is T5Model else "text_classification"
+    assert evaluate(place, f"model.path={folder}", f"task={task}") == 2
+    error = capsys.readouterr().err
+    assert "`model_type` must be one of bert, " in error
+    assert "but got 't5'" in error
+
+
 def test_broken_folders_are_refused_in_one_line(small, place, capsys):
     cut, sizes = place / "cut", place / "sizes"
-    for folder in (cut, sizes):
+    other = place / "other-sizes"
+    for folder in (cut, sizes, other):
         shutil.copytree(place / "world" / "model", folder)
     weights = (cut / "model.safetensors").read_bytes()
     (cut / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     settings = json.loads((sizes / "config.json").read_text(encoding="utf-8"))
     (sizes / "config.json").write_text(json.dumps({**settings, "hidden_size": "big"}), encoding="utf-8")
-    for folder, said in ((cut, "incomplete metadata, file not fully covered"), (sizes, "expected int, got str")):
+    (other / "config.json").write_text(json.dumps({**settings, "intermediate_size": 48}), encoding="utf-8")
+    wrong = [(cut, "incomplete metadata, file not fully covered"), (sizes, "expected int, got str")]
+    for folder, said in (*wrong, (other, "intermediate.dense.bias' is (64,) and not (48,)")):
         for options in ([f"candidate={folder}"], [f"model.path={folder}"]):
             assert evaluate(place, *options) == 2
             error = capsys.readouterr().err
             assert str(folder) in error
             assert said in error
             assert "Traceback" not in error
+            assert "LOAD REPORT" not in error
 
 
 def test_graphs_that_others_exported(small, place, capsys):
@@ -141,8 +209,8 @@ def test_graphs_that_others_exported(small, place, capsys):
         (["show=html"], "`show` must be one of table, markdown, json, but got 'html'"),
         (["split=dev"], "`split` must be one of train, calibration, validation, test, but got 'dev'"),
         (["task.data.group_columns=[gruop]"], "column 'gruop' is not there; there are 'text', 'label', 'group'"),
-        (["task.data.path={}/unseen.csv"], "must occur in the train split, but row 3 has '7'; known are '0', '1'"),
-        (["task.data.path={}/more.csv"], "has 3 ('0', '1', '7'); the first that does not fit is '7' in row"),
+        (["task.data.path={}/unseen.csv"], "that does not fit is '7' in {}/unseen.csv: line 5"),
+        (["task.data.path={}/more.csv"], "have 3 ('0', '1', '7'); the first that does not fit is '7' in"),
         (["task.data.path={}/latin.csv"], "line 3 must be utf-8, but byte 0xe9 is not"),
         (["task.data.path={}/empty.csv"], "split 'train' must not be empty"),
     ],
@@ -160,7 +228,7 @@ def test_what_does_not_fit_is_told_in_one_line(small, place, capsys, wrong, said
     (place / "latin.csv").write_bytes(b"\n".join([*lines[:2], b"caf\xe9,1,odd", *lines[2:]]))
     assert evaluate(place, *(text.format(place) for text in wrong)) == 2
     told = capsys.readouterr()
-    assert said in told.err
+    assert said.format(place) in told.err
     assert "Traceback" not in told.err
     assert told.out == ""
 

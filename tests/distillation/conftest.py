@@ -19,7 +19,7 @@ def embedding(tmp_path_factory: pytest.TempPathFactory) -> SentenceEmbedding:
     folder = tmp_path_factory.mktemp("embedding")
     file = write_lines(folder / "texts.txt", texts(120))
     data = TextData(file, calibration=8, validation=24, test=24)
-    return SentenceEmbedding(tiny_model_folder(folder / "model"), data, neighbours=3)
+    return SentenceEmbedding(tiny_model_folder(folder / "model"), data, 32, neighbours=3)
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def classification(tmp_path_factory: pytest.TempPathFactory) -> TextClassificati
     labels = [("low", "middle", "high")[int(line.split()[0][1:]) // 31] for line in lines]
     pd.DataFrame({"text": lines, "label": labels}).to_csv(folder / "data.csv", index=False)
     data = TextData(str(folder / "data.csv"), label_column="label", calibration=8, validation=24, test=24)
-    return TextClassification(tiny_model_folder(folder / "model", labels=3), data)
+    return TextClassification(tiny_model_folder(folder / "model", labels=3), data, 32)
 
 
 @pytest.fixture(autouse=True)

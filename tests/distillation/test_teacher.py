@@ -56,13 +56,13 @@ def test_the_teacher_runs_once(embedding: SentenceEmbedding, cache: Path, monkey
 
 
 def test_another_teacher_data_or_pooling_is_another_entry(embedding: SentenceEmbedding, cache: Path) -> None:
-    fields = {"model": embedding.model, "data": embedding.data, "neighbours": 3}
+    fields = {"model": embedding.model, "data": embedding.data, "neighbours": 3, "max_length": 32}
     TeacherOutputs(embedding, (), cache).prepare(["test"])
     TeacherOutputs(embedding, (), cache, model=embedding.load_model()).prepare(["test"])
     assert len(list((cache / "teacher").iterdir())) == 1
     TeacherOutputs(embedding, (), cache, model=tiny_bert(seed=5)).prepare(["test"])
     TeacherOutputs(SentenceEmbedding(**fields, pooling="cls"), (), cache).prepare(["test"])
-    TeacherOutputs(SentenceEmbedding(**fields, max_length=5), (), cache).prepare(["test"])
+    TeacherOutputs(SentenceEmbedding(**{**fields, "max_length": 5}), (), cache).prepare(["test"])
     other = TextData(**{**embedding.data.__dict__, "seed": 1})
     TeacherOutputs(SentenceEmbedding(**{**fields, "data": other}), (), cache).prepare(["test"])
     TeacherOutputs(embedding, ("hidden",), cache).prepare(["test"])

@@ -34,7 +34,9 @@ SETTINGS = TrainSettings(learning_rate=2e-3, batch_size=8, precision="fp32")
 def task(tmp_path_factory: pytest.TempPathFactory) -> SentenceEmbedding:
     folder = tmp_path_factory.mktemp("task")
     data = TextData(write_lines(folder / "texts.txt", texts(150)), calibration=16, validation=40, test=40)
-    return SentenceEmbedding(tiny_model_folder(folder / "model"), data, neighbours=3, cache_dir=str(folder / "cache"))
+    return SentenceEmbedding(
+        tiny_model_folder(folder / "model"), data, 32, neighbours=3, cache_dir=str(folder / "cache")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +197,7 @@ def test_classification_defaults(tmp_path: Path) -> None:
     rows = "".join(f"{line},{index % 2}\n" for index, line in enumerate(lines))
     (tmp_path / "data.csv").write_text("text,label\n" + rows)
     data = TextData(str(tmp_path / "data.csv"), label_column="label", calibration=8, validation=20, test=20)
-    task = TextClassification(tiny_model_folder(tmp_path / "model", labels=2), data)
+    task = TextClassification(tiny_model_folder(tmp_path / "model", labels=2), data, 32)
     model = task.load_model()
     space = tiny_space(model)
     supernet = Supernet(model, calibrate(model, list(task.batches("calibration", 8)), space), space)

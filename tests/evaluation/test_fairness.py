@@ -200,6 +200,16 @@ class TestSubstitution:
         assert COUNTERFACTUAL[0].compute(rows) == 0.5
         assert COUNTERFACTUAL[1].compute(rows) == pytest.approx(0.3)
 
+    def test_a_text_is_one_term(self) -> None:
+        exchange = Fairness(terms={"women": "mom", "men": "dad"}).substitution
+        assert exchange is not None
+        assert exchange("Mom met a dame", "men") == "Dad met a dame"
+
+    @pytest.mark.parametrize("terms", ["mom", ["mom", "dad"], {"women": 3, "men": 4}, {"a": [["x"]], "b": [["y"]]}])
+    def test_terms_of_a_wrong_kind(self, terms: Any) -> None:
+        with pytest.raises(ValueError, match=r"`evaluation.fairness.terms` must .* such as \{women: \[she, her\]"):
+            Fairness(terms=terms)
+
     @pytest.mark.parametrize(
         ("terms", "message"),
         [

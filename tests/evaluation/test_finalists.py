@@ -44,7 +44,9 @@ class Bench:
 def supernet_and_task(tmp_path_factory: pytest.TempPathFactory) -> tuple[Supernet, SentenceEmbedding]:
     folder = tmp_path_factory.mktemp("finalists")
     data = TextData(write_lines(folder / "texts.txt", texts(150)), calibration=16, validation=40, test=40)
-    task = SentenceEmbedding(tiny_model_folder(folder / "model"), data, neighbours=3, cache_dir=str(folder / "cache"))
+    task = SentenceEmbedding(
+        tiny_model_folder(folder / "model"), data, 32, neighbours=3, cache_dir=str(folder / "cache")
+    )
     model = task.load_model()
     space = tiny_space(model)
     return Supernet(model, calibrate(model, list(task.batches("calibration", 8)), space), space), task

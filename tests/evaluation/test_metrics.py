@@ -96,9 +96,12 @@ class TestRegression:
             }
         )
 
-    def test_a_constant_orders_nothing(self) -> None:
-        rows = regression_rows(np.ones((50, 1)), self.OTHER, self.LABELS)
-        assert values(REGRESSION, rows)["spearman"] == 0.0
+    @pytest.mark.parametrize("constant", ["labels", "predicted"])
+    def test_a_correlation_with_a_constant_is_undefined(self, constant: str) -> None:
+        rows = {**regression_rows(self.OTHER, self.OTHER, self.LABELS), constant: np.ones(50)}
+        found = values(REGRESSION, rows)
+        assert {name for name, value in found.items() if np.isnan(value)} >= {"spearman", "pearson"}
+        assert np.isfinite(found["rmse"])
 
 
 class TestTokens:

@@ -165,12 +165,12 @@ class TestMistakes:
     def test_bytes_of_another_encoding_name_the_line(self, tmp_path: Path) -> None:
         file = tmp_path / "data.csv"
         file.write_bytes("text\nfine\ncafé\n".encode("latin-1"))
-        with pytest.raises(ValueError, match=r"line 3 must be utf-8, but byte 0xe9 is not.*encoding: latin-1"):
+        with pytest.raises(ValueError, match=r"line 3 must be utf-8, but byte 0xe9 is not.*encoding=latin-1"):
             TextData(str(file)).read()
         assert list(read_file(file, "latin-1")["text"]) == ["fine", "café"]
 
     def test_unknown_encoding(self, csv: str) -> None:
-        with pytest.raises(ValueError, match="`encoding` must be one that Python knows, but got 'utf-99'"):
+        with pytest.raises(ValueError, match=r"`task.data.encoding` must be one that Python knows.*but got 'utf-99'"):
             TextData(csv, encoding="utf-99").read()
 
     def test_no_such_file(self, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ class TestMistakes:
 
     def test_row_without_label(self, tmp_path: Path) -> None:
         FRAME.assign(label=[*FRAME["label"][:-1], None]).to_csv(tmp_path / "data.csv", index=False)
-        with pytest.raises(ValueError, match="row 59 of split 'train' has no label in 'label'"):
+        with pytest.raises(ValueError, match=r"data.csv: line 61 has no label in column 'label'"):
             TextData(str(tmp_path / "data.csv"), label_column="label").read()
 
     @pytest.mark.parametrize("value", [0, -1, True, "many"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,13 @@ def test_pixels_are_kept_between_runs(task: ImageClassification, monkeypatch: py
     assert again.samples.fingerprint("train") != task.samples.fingerprint("test")
 
 
+def test_processors_of_another_class_keep_pixels_of_their_own(task: ImageClassification) -> None:
+    kind = type("ViTImageProcessor", (type(task.tokenizer),), {})
+    other = replace(task.samples, processor=kind(**task.tokenizer.to_dict()))
+    assert other.processor.to_json_string() == task.tokenizer.to_json_string()
+    assert other.fingerprint("test") != task.samples.fingerprint("test")
+
+
 def test_outputs_states_and_the_exported_graph(task: ImageClassification) -> None:
     names = ("hidden", "hidden_states", *ATTENTION)
     model, teacher = task.load_model(), TeacherOutputs(task, names)
@@ -150,14 +158,14 @@ class TestMistakes:
 
     def test_a_cell_that_is_no_image(self, tmp_path: Path) -> None:
         pd.DataFrame({"image": ["x", "y"], "label": [0, 1]}).to_parquet(tmp_path / "t.parquet")
-        with pytest.raises(ValueError, match="row 0 of split 'train' must hold an encoded image, but holds a str"):
+        with pytest.raises(ValueError, match=r"t.parquet: row 1 must hold an encoded image, but holds a str"):
             ImageData(str(tmp_path / "t.parquet")).read()
 
     def test_missing_column_and_label(self, tmp_path: Path) -> None:
         pd.DataFrame({"img": [b"x"], "label": [None]}).to_parquet(tmp_path / "t.parquet")
         with pytest.raises(ValueError, match="column 'image' is not there; there are 'img', 'label'"):
             ImageData(str(tmp_path / "t.parquet")).read()
-        with pytest.raises(ValueError, match="row 0 of split 'train' has no label in 'label'"):
+        with pytest.raises(ValueError, match=r"t.parquet: row 1 has no label in column 'label'"):
             ImageData(str(tmp_path / "t.parquet"), image_column="img").read()
 
     def test_a_model_without_processor(self, tmp_path: Path) -> None:

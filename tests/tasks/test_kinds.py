@@ -144,7 +144,7 @@ class TestLabels:
         column: Any = "labels" if columns == "names" else NAMES
         data = TextData(str(tmp_path / "data.csv"), label_column=column, empty_labels=True, **SMALL)
         folder = tiny_model_folder(tmp_path / "model")
-        task = TextClassification(folder, data, problem="multi_label", new_head=True)
+        task = TextClassification(folder, data, 32, problem="multi_label", new_head=True)
         labels = task.samples.labels("train")
         assert labels is not None
         assert task.classes == tuple(NAMES)
@@ -198,7 +198,7 @@ class TestMistakes:
     def test_a_number_that_is_none(self, tmp_path: Path) -> None:
         data = TextData(write(tmp_path, label=["1", "two", *["3"] * 118]), label_column="label", **SMALL)
         task = TextClassification(tiny_model_folder(tmp_path / "m", labels=1), data, problem="regression")
-        with pytest.raises(ValueError, match="must be finite numbers, but row 1 has 'two'"):
+        with pytest.raises(ValueError, match=r"line 2: labels .* must be finite numbers, but this one is 'two'"):
             _ = task.samples
 
     def test_a_regression_head_with_classes(self, tmp_path: Path) -> None:
@@ -212,23 +212,23 @@ class TestMistakes:
         tags = [[TAGS[row % 2]] * len(some) for row, some in enumerate(words[:-1])] + [["O"]]
         data = TextData(write(tmp_path, text=words, tags=tags), label_column="tags", **SMALL)
         task = TokenClassification(tiny_tagger_folder(tmp_path / "m", TAGS), data, max_length=10)
-        with pytest.raises(ValueError, match=r"one tag a word, but row 119 of split '\w+' has \d+ words and 1 tags"):
+        with pytest.raises(ValueError, match=r"line 120: .* must have one tag a word, but has \d+ words and 1 tags"):
             _ = task.samples
 
     def test_a_word_with_a_space_inside(self, tmp_path: Path) -> None:
         words = [["New York"], *[text.split() for text in TEXTS[1:]]]
         data = TextData(write(tmp_path, text=words, tags=[["O"]] * 120), label_column="tags", **SMALL)
-        with pytest.raises(ValueError, match="row 0 of split 'train' has 'New York'"):
+        with pytest.raises(ValueError, match=r"line 1: column 'text' must hold words .* one is 'New York'"):
             data.read()
 
     def test_label_columns_that_are_no_bits(self, tmp_path: Path) -> None:
         file = write(tmp_path, a=[0, 1] * 60, b=[0, 2] * 60)
-        with pytest.raises(ValueError, match=r"must be 1 or 0, but row 1 of split 'train' has .*2.* in 'b'"):
+        with pytest.raises(ValueError, match="line 2: label columns must be 1 or 0, but 'b' is 2"):
             TextData(file, label_column=["a", "b"], **SMALL).read()
 
     def test_a_row_without_label(self, tmp_path: Path) -> None:
         file = write(tmp_path, label=[None, *["x"] * 119])
-        with pytest.raises(ValueError, match="row 0 of split 'train' has no label in 'label'"):
+        with pytest.raises(ValueError, match="line 1 has no label in column 'label'"):
             TextData(file, label_column="label", **SMALL).read()
 
     def test_settings(self) -> None:

@@ -85,6 +85,33 @@ def test_tokens_are_cached_by_content(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(list((tmp_path / "tokens").iterdir())) == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model_input_names", ["input_ids", "attention_mask"]),
+        ("truncation_side", "left"),
+        ("split_special_tokens", True),
+    ],
+)
+def test_tokenizers_of_one_vocabulary_do_not_take_each_others_tokens(tmp_path: Path, name: str, value: Any) -> None:
+    lines = ["w1 [SEP] w2 w3 w4 w5 w6", *TEXTS]
+    samples(lines, cache_dir=tmp_path, max_length=6).tokens("train")
+    other = tiny_tokenizer()
+    setattr(other, name, value)
+    examples = {"train": Examples(tuple(lines), np.arange(len(lines)))}
+    kept, fresh = (TextSamples(examples, other, max_length=6, cache_dir=place) for place in (tmp_path, None))
+    assert set(kept.tokens("train")) == set(fresh.tokens("train"))
+    assert ("token_type_ids" in kept.batch("train", [0])) == (name != "model_input_names")
+    assert np.array_equal(kept.tokens("train")["input_ids"], fresh.tokens("train")["input_ids"])
+
+
+def test_a_pair_with_an_empty_text_is_not_a_text_alone(tmp_path: Path) -> None:
+    alone = {"test": Examples(("w1 w2",), np.arange(1))}
+    pair = {"test": Examples(("w1 w2",), np.arange(1), pairs=("",))}
+    lengths = [int(TextSamples(some, TOKENIZER, cache_dir=tmp_path).lengths("test")[0]) for some in (alone, pair)]
+    assert lengths == [4, 5]
+
+
 def test_fingerprint_is_of_content_not_of_place(tmp_path: Path) -> None:
     assert samples(cache_dir=tmp_path).fingerprint("train") == samples().fingerprint("train")
 
