@@ -68,7 +68,7 @@ def check(
         raise ValueError(f"space: `min_blocks` must be between 1 and {shape.num_blocks}, but got {min_blocks}.")
     if unknown := sorted(set(own) - set(range(shape.num_blocks))):
         raise ValueError(
-            f"space: `overrides.{unknown[0]}` must be of a block from 0 to {shape.num_blocks - 1}, because the model has "
+            f"space: `overrides.{unknown[0]}` must be of a block from 0 to {shape.num_blocks - 1}, as the model has "
             f"{shape.num_blocks}."
         )
 
