@@ -118,7 +118,8 @@ def _run_command(command: str, overrides: list[str], *, debug: bool) -> int:
 
 def _opened(override: str) -> str:
     """An override of a mapping with free keys, written so that Hydra takes it whether the key is there or not."""
-    return f"++{override}" if override.startswith(OPEN_MAPPINGS) else override
+    whole = tuple(f"{name.removesuffix('.')}=" for name in OPEN_MAPPINGS)
+    return f"++{override}" if override.startswith((*OPEN_MAPPINGS, *whole)) else override
 
 
 def _run_hydra(command: str, overrides: list[str]) -> None:

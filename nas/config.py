@@ -12,13 +12,11 @@ import inspect
 import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
-from nas.option_kinds import CallableType, Rule, kinds_of, mismatch, shown
+from nas.option_kinds import Arguments, CallableType, Node, Rule, kinds_of, mismatch, shown
 
 # What YAML may name -> where it lives. Modules are imported when a class is built: `--help` must not import torch.
 TYPES: dict[str, str] = {
@@ -87,45 +85,6 @@ def _member(module_name: str, name: str) -> Callable[..., Any]:
     return member
 
 
-@dataclass(frozen=True)
-class Node:
-    """The kind of a node: ``name`` and the arguments of a class of the allow-list.
-
-    Args:
-        of: Names of the classes that it may be, or patterns of such names.
-        base: A class that it must be below.
-        given: Arguments that the program gives where the node does not.
-        needed: Whether null will not do.
-    """
-
-    of: tuple[str, ...] = ("*",)
-    base: Any = object
-    given: tuple[str, ...] = ()
-    needed: bool = True
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """The kind of a block that has the arguments of one constructor, and no name.
-
-    Args:
-        of: ``module:name`` or ``module:Class.method``, imported when a value is looked at.
-        given: Arguments that the program gives.
-        alone: Whether it can be called with None for these, to see whether the others are in range.
-    """
-
-    of: str
-    given: tuple[str, ...] = ()
-    alone: bool = True
-
-    @property
-    def constructor(self) -> Callable[..., Any]:
-        """What takes them."""
-        module, _, name = self.of.partition(":")
-        found: Callable[..., Any] = attrgetter(name)(importlib.import_module(module))
-        return found
-
-
 # Class -> the block that it was last built from: what an error that comes later calls its options.
 BUILT: dict[Any, str] = {}
 
@@ -182,12 +141,14 @@ def full_names(text: str, where: str, cls: Callable[..., Any], *, blame: bool = 
         return text
 
     def named(found: re.Match[str]) -> str:
-        return f"`{where}.{found[1]}{found[2]}`" if found[1] in parameters else found[0]
+        # What goes on behind a text is another option: `model.path`.
+        own = found[1] in parameters and not (found[2] and kinds_of(cls).get(found[1]) is str)
+        return f"`{where}.{found[1]}{found[2]}`" if own else found[0]
 
     text = re.sub(r"`(\w+)((?:\.\w+)*)`", named, text)
     # What constructors call themselves says less than the block.
     text = re.sub(rf"^[\w ]+: (?=`{re.escape(where)}\.)", "", text)
-    return f"`{where}`: {text}" if blame and f"`{where}." not in text else text
+    return f"`{where}`: {text.removeprefix(f'{where}: ')}" if blame and f"`{where}." not in text else text
 
 
 def said_of(error: BaseException) -> str:

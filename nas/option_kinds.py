@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -36,6 +38,45 @@ class Rule:
 
     words: str
     holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Node:
+    """The kind of a node: ``name`` and the arguments of a class of the allow-list.
+
+    Args:
+        of: Names of the classes that it may be, or patterns of such names.
+        base: A class that it must be below.
+        given: Arguments that the program gives where the node does not.
+        needed: Whether null will not do.
+    """
+
+    of: tuple[str, ...] = ("*",)
+    base: Any = object
+    given: tuple[str, ...] = ()
+    needed: bool = True
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The kind of a block that has the arguments of one constructor, and no name.
+
+    Args:
+        of: ``module:name`` or ``module:Class.method``, imported when a value is looked at.
+        given: Arguments that the program gives.
+        alone: Whether it can be called with None for these, to see whether the others are in range.
+    """
+
+    of: str
+    given: tuple[str, ...] = ()
+    alone: bool = True
+
+    @property
+    def constructor(self) -> Callable[..., Any]:
+        """What takes them."""
+        module, _, name = self.of.partition(":")
+        found: Callable[..., Any] = attrgetter(name)(importlib.import_module(module))
+        return found
 
 
 # Says what is wrong with an option (full name, value) of a kind that is none of Python's own; None where nothing is.

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from nas.config import Arguments, ConfigError, Node, build, construct, node_mismatch, suggestion
-from nas.option_kinds import Rule, mismatch
+from nas.config import ConfigError, build, construct, node_mismatch, suggestion
+from nas.option_kinds import Arguments, Node, Rule, mismatch
 from nas.overrides import known_files
 from nas.progress import Mode
 from nas.studies import plain_name

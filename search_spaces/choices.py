@@ -68,8 +68,8 @@ def check(
         raise ValueError(f"space: `min_blocks` must be between 1 and {shape.num_blocks}, but got {min_blocks}.")
     if unknown := sorted(set(own) - set(range(shape.num_blocks))):
         raise ValueError(
-            f"space: `overrides.{unknown[0]}` must be of a block from 0 to {shape.num_blocks - 1}, because the model "
-            f"has {shape.num_blocks}."
+            f"space: `overrides.{unknown[0]}` must be of a block from 0 to {shape.num_blocks - 1}, as the model has "
+            f"{shape.num_blocks}."
         )
 
 

@@ -106,9 +106,14 @@ class JournalStorage:
     Args:
         path: The journal; relative paths are taken from the run folder.
         shared: Keep a new study in the journal that all studies of its root share, as a sweep's are.
+
+    Raises:
+        ValueError: The path is empty.
     """
 
     def __init__(self, path: str = JOURNAL, *, shared: bool = False) -> None:
+        if not path:
+            raise ValueError("`path` must be the name of a file, such as journal.log, but got ''.")
         self.path = path
         self.shared = shared
 

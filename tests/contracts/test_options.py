@@ -12,9 +12,9 @@ import pytest
 
 from nas.__main__ import COMMANDS
 from nas.commands import plain
-from nas.config import TYPES, Arguments, ConfigError, build, conf_dir, construct, find_type, said_of
+from nas.config import TYPES, ConfigError, build, conf_dir, construct, find_type, said_of
 from nas.failures import compose_config
-from nas.option_kinds import CallableType, kinds_of
+from nas.option_kinds import Arguments, CallableType, kinds_of
 from nas.options import _BASE, OPTIONS, check_options
 from search_spaces.choices import BLOCK_DIMENSIONS, MODEL_DIMENSIONS
 from search_spaces.shapes import ModelShape

@@ -114,9 +114,9 @@ def test_a_pruner_ends_trials_of_one_goal_rung_by_rung(tmp_path):
 
 
 def test_wrong_fidelities_say_what_is_wrong(tmp_path):
-    with pytest.raises(ValueError, match=r"`search.rungs` must be rising"):
+    with pytest.raises(ValueError, match=r"`search\.rungs` must be rising"):
         Fidelities((0, 10, 10))
-    with pytest.raises(ValueError, match=r"`search.reduction_factor` must be at least 2"):
+    with pytest.raises(ValueError, match=r"`search\.reduction_factor` must be at least 2"):
         Fidelities((0, 10), reduction_factor=1)
     with pytest.raises(ValueError, match="use `rungs`"):
         tiny_search(tmp_path, 3, fidelities=Fidelities(pruner=optuna.pruners.MedianPruner()))

@@ -184,7 +184,7 @@ def test_what_only_narrower_streams_cost_tells_no_models_apart():
 def test_other_settings_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="`min_blocks` must be between 1 and 3"):
         SearchSpace.from_choices(SHAPE, {}, min_blocks=4)
-    with pytest.raises(ValueError, match="names block 7"):
+    with pytest.raises(ValueError, match=r"`overrides\.7` must be of a block from 0 to"):
         SearchSpace.from_choices(SHAPE, {}, overrides={7: {"ffn": [64]}})
     with pytest.raises(ValueError, match="not in this search space"):
         SearchSpace.from_choices(SHAPE, {"ffn": [32, 64]}).encode([SPACE.smallest])
