@@ -178,7 +178,7 @@ def test_side_by_side(card: ReportCard) -> None:
     assert notes["accuracy of group few"].endswith("too few for a claim")
     by_name = {row[1]: row[2:] for row in rows}
     assert by_name["accuracy"][0] == by_name["accuracy"][1] != "-"
-    assert "%" in by_name["accuracy"][0]
+    assert re.fullmatch(r"[\d.]+, [\d.]+ % \[[\d.]+, [\d.]+\] kept", by_name["accuracy"][0])
     assert by_name["speed-up"][1] == "-"
     assert by_name["parameters"][0] == "11.3 M"
     assert "accuracy" in comparison_markdown([card, other])

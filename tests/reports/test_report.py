@@ -317,6 +317,7 @@ def test_report_cards_stand_side_by_side_and_names_stay_text(tmp_path: Path) -> 
     assert "94.7 %" in page
     assert "img" not in reader.tags
     assert ("data-figure", "reliability") in reader.attributes
+    assert "<th>note</th>" not in page  # Nobody has anything to note.
     figure = reliability_figure(report)
     assert figure is not None
     assert [trace["x"] for trace in figure["data"]] == [[0.8], [0.8]]
