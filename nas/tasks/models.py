@@ -41,7 +41,7 @@ class Pooling:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name.
+    """The tokenizer of a folder or hub name; it gives token types only where the model beside it reads them.
 
     Raises:
         FileNotFoundError, ValueError: There is none.
@@ -53,7 +53,20 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # Whatever is wrong with a folder: truncated weights, sizes that are texts or 0.
         raise ValueError(_cannot_load("tokenizer", path, error)) from error
+    if not _reads_token_types(path):
+        # A BERT's tokenizer beside ModernBERT or DistilBERT: torch passes over types, but no graph takes them.
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     return tokenizer
+
+
+def _reads_token_types(path: str) -> bool:
+    """Whether a model has embeddings of token types; where its configuration cannot be read, its loading tells why."""
+    from transformers import AutoConfig
+
+    try:
+        return hasattr(AutoConfig.from_pretrained(path), "type_vocab_size")
+    except Exception:  # noqa: BLE001 - whatever is wrong with the folder
+        return True
 
 
 def load_config(path: str) -> Any:
