@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nas.beforehand import check_recalibration
 from nas.config import check_arguments
 from nas.finalists import Budget, distil_finalist
 from nas.searching import SearchBench
@@ -64,6 +65,7 @@ class Export:
         check_runtimes(chosen(formats, precisions), self._tensorrt)
         check_arguments(Profiler, self.settings["protocol"])
         Profiler(**self.settings["protocol"])
+        check_recalibration(bench)
         for name, values in (
             ("batches", self.settings["batches"]),
             ("calibration_samples", [self.settings["calibration_samples"]]),

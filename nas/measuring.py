@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.config import check_arguments
+from nas.config import check_arguments, whole_number
 from nas.tasks.cache import content_key
 from nas.workbench import Workbench
 from search_spaces.subnet import SubnetConfig
@@ -80,6 +80,14 @@ class DeviceBench:
         return held_out_subnets(self.bench.space, int(self.settings["held_out"]), self.bench.seed)
 
     @cached_property
+    def few(self) -> list[SubnetConfig]:
+        """The space's subnets where these are too few to learn from: all are measured, and nothing is predicted."""
+        from nas.judging import MIN_TRAINING_ROWS
+        from search_spaces.members import few_members
+
+        return few_members(self.bench.space, MIN_TRAINING_ROWS)
+
+    @cached_property
     def profile(self) -> DeviceProfile:
         """The measured subnets: what an earlier run left, and whatever is missing."""
         from latency_models.active import ActiveProfiling
@@ -104,10 +112,8 @@ class DeviceBench:
             bench.say(f"Reusing the profile {profile.path}: {len(profile.latest())} subnets.")
             with bench.stage("profile", reused=True):
                 return profile
-        if int(settings["num_subnets"]) < MIN_TRAINING_ROWS:
-            raise ValueError(
-                f"`profile.num_subnets` must be at least {MIN_TRAINING_ROWS}, but got {settings['num_subnets']}."
-            )
+        least = 1 if self.few else MIN_TRAINING_ROWS
+        whole_number("profile.num_subnets", settings["num_subnets"], least)
         check_arguments(Profiler, settings["protocol"])
         options = {"space": bench.space, "workload": bench.workload, "seed": bench.seed, **settings["active"]}
         check_arguments(ActiveProfiling, options)
@@ -214,6 +220,8 @@ class DeviceBench:
         from nas.judging import drift_text
 
         fitted = self.fit("latency_ms")
+        if self.few:
+            return fitted
         description = describe(
             fitted.predictor, self.profile, name=self.predictor_name, seed=self.bench.seed, sources=self.siblings
         )
@@ -232,10 +240,12 @@ class DeviceBench:
         Raises:
             ValueError: Too few subnets are measured.
         """
-        from nas.judging import judged_and_fitted
+        from nas.judging import judged_and_fitted, looked_up
 
         confidence = float(self.bench.config["objectives"]["confidence"])
         _ = self.profile  # A stage of its own, with the time that it takes.
+        if self.few:
+            return looked_up(self.profile, quantity)
         with self.bench.stage(f"fit {quantity}"):
             return judged_and_fitted(
                 self.profile, self.judges, lambda: self._make(quantity), quantity=quantity, confidence=confidence
