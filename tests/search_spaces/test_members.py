@@ -8,7 +8,7 @@ import pytest
 from search_spaces.members import combinations, few_members, members
 from search_spaces.shapes import ModelShape
 from search_spaces.space import SearchSpace
-from tests.models import tiny_bert, tiny_space
+from tests.models import tiny, tiny_bert, tiny_space
 
 SHAPE = ModelShape.from_model(tiny_bert())
 
@@ -50,3 +50,14 @@ def test_spaces_with_too_many_combinations_are_not_listed_but_known_to_be_few():
     assert members(ranks, most=10) is None
     assert set(few_members(ranks, 8)) == {ranks.largest}
     assert np.array_equal(combinations(space()), np.zeros((1, 0)))
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+@pytest.mark.parametrize("switch", ["skip", "no_attention", "no_ffn"])
+def test_members_with_a_switch_that_all_blocks_share_are_of_the_space(model_type, switch):
+    """Some blocks come back where all were to go, because something has to be there."""
+    shape = ModelShape.from_model(tiny(model_type, language_model=model_type == "llama"))
+    shared = SearchSpace.from_choices(shape, {switch: [False, True], "ffn": [16, 64]}, per_block=[])
+    found = members(shared)
+    assert found is not None
+    assert shared.decode(shared.encode(found)) == found
