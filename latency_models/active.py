@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from latency_models.features import Features, Floats, from_table
-from latency_models.predictors import CalibratedPredictor, auto
+from latency_models.predictors import MIN_ROWS, CalibratedPredictor, auto
 from search_spaces.cost import Workload
+from search_spaces.members import few_members, members
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import SubnetConfig, SubnetTable
 
@@ -76,14 +78,21 @@ class ActiveProfiling:
                 raise ValueError(f"`{name}` must be a share from 0 to below 1, but got {getattr(self, name)!r}.")
 
     def design(self) -> list[SubnetConfig]:
-        """The first rows: the extremes, uniform sizes spread over FLOPs, then random subnets; no repeats."""
+        """The first rows: the extremes, uniform sizes spread over FLOPs, then random subnets; no repeats.
+
+        Of a space with fewer subnets than a predictor can learn from, all of them, and the full model.
+        """
+        if self._few:
+            return list(dict.fromkeys([*self._few, self.space.teacher]))
         generator = np.random.default_rng(self.seed)
         uniform = self.space.uniform()
         flops = np.argsort(self._features(uniform).flops) if uniform else np.zeros(0, dtype=np.int64)
         spread = flops[np.unique(np.linspace(0, len(flops) - 1, min(len(flops), self.start // 4)).astype(int))]
         first = [self.space.smallest, self.space.largest, *(uniform[index] for index in spread)]
-        # A small space may have fewer subnets than the design asks for.
+        # A small space may have fewer subnets than the design asks for: then all of them.
         drawn = self.space.sample(generator, 20 * self.start)
+        if self._every is not None and len(self._every) <= self.start:
+            drawn += self._every
         chosen = [subnet for subnet in dict.fromkeys([*first, *drawn]) if subnet not in self.exclude]
         return chosen[: self.start]
 
@@ -105,6 +114,8 @@ class ActiveProfiling:
             missing = [subnet for subnet in self.design() if subnet not in known]
             if missing:
                 return missing
+        if self._few:
+            return []  # There is nothing else to measure, and nothing to learn of so few rows.
         assert values is not None, "`values` must be given with `subnets`."
         values = np.asarray(values, dtype=np.float64)
         place = np.arange(len(values), dtype=np.float64) if order is None else order
@@ -117,7 +128,10 @@ class ActiveProfiling:
             return []
         generator = np.random.default_rng([self.seed, len(values)])
         known |= self.exclude
-        pool = [s for s in dict.fromkeys(self.space.sample(generator, self.candidates)) if s not in known]
+        drawn = self.space.sample(generator, self.candidates)
+        if self._every is not None and len(self._every) <= self.candidates:
+            drawn = self._every  # Chance would leave out some of a small space.
+        pool = [s for s in dict.fromkeys(drawn) if s not in known]
         return self._uncertain(predictor, pool, subnets)
 
     @property
@@ -131,6 +145,14 @@ class ActiveProfiling:
         return len(errors) > self.patience and min(errors[-self.patience :]) > (1.0 - self.gain) * min(
             errors[: -self.patience]
         )
+
+    @cached_property
+    def _every(self) -> list[SubnetConfig] | None:
+        return members(self.space)
+
+    @cached_property
+    def _few(self) -> list[SubnetConfig]:
+        return few_members(self.space, MIN_ROWS)
 
     def _learn(self, subnets: Sequence[SubnetConfig], values: Floats, place: Floats) -> CalibratedPredictor:
         """Fit to all rows so far; one more point of the curve."""

@@ -82,6 +82,7 @@ def search(config: DictConfig) -> None:
     from latency_models.backends.base import check_installed
     from nas.config import build
     from nas.engine.storage import hide_password
+    from nas.failures import one_line
     from nas.finishing import Finish
     from nas.measuring import DeviceBench
     from nas.redrawing import report_found
@@ -107,7 +108,10 @@ def search(config: DictConfig) -> None:
         if bench.config["finalists"]["cards"]:
             from nas.cards import study_cards
 
-            study_cards(bench, stages.directory)
+            try:
+                study_cards(bench, stages.directory)
+            except Exception as error:  # noqa: BLE001 - what is searched, exported and measured is reported anyway
+                bench.say(f"There are no report cards, because writing them failed: {one_line(error)}")
     report_found(found_report, stages.directory, bench.root, build(bench.config["storage"], "storage"), bench.mode)
 
 

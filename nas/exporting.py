@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nas.beforehand import check_recalibration
 from nas.finalists import Budget, distil_finalist
 from nas.searching import SearchBench
 from nas.workbench import Workbench
@@ -60,6 +61,7 @@ class Export:
             raise ValueError("`format` must name at least one format, but is empty.")
         # What is wrong with them is told at once.
         check_runtimes(chosen(formats, precisions), self._tensorrt)
+        check_recalibration(bench)
         candidate = pick(
             self.stages.stored().front, self.stages.objectives, config["pick"], dict(config["under"] or {}) or None
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,14 @@ from nas.evaluation.aspects import lower_is_better
 if TYPE_CHECKING:
     from torch import nn
 
+    from latency_models.backends.base import Run
+    from latency_models.measurement import Measurement
+    from latency_models.profiler import Profiler
+    from latency_models.session import Compile
     from nas.workbench import Workbench
     from search_spaces.subnet import SubnetConfig
+
+Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +72,46 @@ def distil_finalist(bench: Workbench, subnet: SubnetConfig, model: nn.Module, na
         )
         return False
     return True
+
+
+def measure_each(
+    profiler: Profiler,
+    jobs: Mapping[Key, Compile],
+    reference: Key,
+    on_measured: Callable[[Key, Measurement], None],
+    on_failed: Callable[[Key, Exception], None],
+) -> None:
+    """Measure models beside a reference; one that does not run is left out, and the others are measured on.
+
+    Args:
+        profiler: The measurement protocol.
+        jobs: What compiles each model.
+        reference: Which of them is measured throughout; where it fails, nothing can be compared.
+        on_measured: Called with each measurement; twice where it was repeated.
+        on_failed: Called with each model that does not run.
+    """
+    begun: list[Key] = []
+
+    def tried(key: Key) -> Compile:
+        def compile_run() -> Run:
+            begun.append(key)
+            run = jobs[key]()
+            run()
+            return run
+
+        return compile_run
+
+    todo = list(jobs)
+    while todo:
+        begun.clear()
+        done: set[Key] = set()
+        try:
+            for key, measurement in profiler.measure([(key, tried(key)) for key in todo], tried(reference)):
+                done.add(key)
+                on_measured(key, measurement)
+            break
+        except Exception as error:
+            if not begun or begun[-1] == reference:
+                raise
+            on_failed(begun[-1], error)
+            todo = [key for key in todo if key not in done and key != begun[-1]]

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from nas.engine.candidates import Candidate, shown
 from nas.engine.costs import THROUGHPUT
 from nas.export.artefacts import MIXED
-from nas.finalists import Budget, distil_finalist
+from nas.export.verify import ExportError
+from nas.failures import one_line
+from nas.finalists import Budget, distil_finalist, measure_each
 from nas.finished import OWN_COLUMN, FinalMetrics, Member, finished_costs, latency_of, speedup_of, write_model_metrics
 from nas.reporting import make_report
 from nas.reports.data import Interval, ModelRow, Report
@@ -50,8 +52,17 @@ class Finish:
         members = [self._teacher()]
         with self.bench.stage("finalists"), self.bench.progress("Exporting and verifying", len(chosen)) as bar:
             for index, candidate in enumerate(chosen):
-                members.append(self._member(index, candidate, distilled=candidate.number in distilled))
-                bar.advance(text=members[-1].name)
+                name = f"{self.bench.config['study']}-{index + 1}"
+                try:
+                    members.append(self._member(name, candidate, distilled=candidate.number in distilled))
+                except Exception as error:  # noqa: BLE001 - runtimes' own errors have no base class
+                    self._left_out((name,), error)
+                bar.advance(text=name)
+        if len(members) == 1:
+            raise ExportError(
+                f"finalists: none could be exported. {self.bench.notes[-1]} The study is kept: mend that and run the "
+                f"same command again, or look at it with `nas report study={self.bench.config['study']}`."
+            )
         rows = self._measure(members)
         self._write_metrics(members, rows)
         return make_report(self.search, found, rows)
@@ -60,10 +71,14 @@ class Finish:
         """Tell of every exported model, in its own folder, what is known of it."""
         bench = self.bench
         for member in (member for member in members if member.role == "front"):
-            told = {"study": bench.config["study"], "trial": member.trial}
-            told |= {"device": self.device.fingerprint, "workload": bench.workload.to_dict()}
-            own = [row for row in rows if row.name == member.name]
+            told = {"study": bench.config["study"], "trial": member.trial, "device": self.device.fingerprint}
+            told["workload"], own = bench.workload.to_dict(), [row for row in rows if row.name == member.name]
             write_model_metrics(member.directory, own, member.intervals, bench.task.quality, told)
+
+    def _left_out(self, key: Sequence[str], error: BaseException) -> None:
+        """Tell, here and in the report, that a finalist, or a precision of one, failed: the others are not lost."""
+        self.bench.notes.append(f"{' '.join(key)} is left out, because it failed: {one_line(error).rstrip('.')}.")
+        self.bench.say(self.bench.notes[-1])
 
     def _distilled(self, chosen: Sequence[Candidate]) -> set[int]:
         """Numbers of the members that are distilled: the fastest ones but the very fastest where there are more."""
@@ -89,18 +104,20 @@ class Finish:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         with self.bench.stage("export teacher"):
-            write_graphs(self.bench.teacher, self.bench.task, directory, PRECISIONS, self._teacher_graph())
+            graph = self.device.graph(self.bench.space.teacher)
+            for precision in PRECISIONS:
+                try:
+                    write_graphs(self.bench.teacher, self.bench.task, directory, [precision], graph)
+                except Exception as error:
+                    if precision == "fp32":
+                        raise
+                    self._left_out(("teacher", precision), error)
         subnet = self.bench.space.teacher
-        costs = {name: values[0] for name, values in self.search.costs.of(subnet).items()}
         member = self._described("teacher", "teacher", subnet, directory, None, self.bench.teacher)
-        return replace(member, costs=costs)
+        return replace(member, costs={name: values[0] for name, values in self.search.costs.of(subnet).items()})
 
-    def _teacher_graph(self) -> Any:
-        return self.device.graph(self.bench.space.teacher)
-
-    def _member(self, index: int, candidate: Candidate, *, distilled: bool) -> Member:
+    def _member(self, name: str, candidate: Candidate, *, distilled: bool) -> Member:
         bench, subnet = self.bench, candidate.subnet
-        name = f"{bench.config['study']}-{index + 1}"
         model = bench.finalist(subnet)
         if distilled and distil_finalist(bench, subnet, model, name, self.budget):
             name = f"{name}-distilled"
@@ -108,14 +125,13 @@ class Finish:
         self._export(model, subnet, name, directory)
         predicted = candidate.predicted.get("latency_ms")
         interval = Interval(*predicted) if predicted else None
-        costs = {name: values[0] for name, values in candidate.predicted.items()}
         member = self._described(name, "front", subnet, directory, interval, model)
+        costs = {name: values[0] for name, values in candidate.predicted.items()}
         return replace(member, trial=candidate.number, costs=costs)
 
     def _export(self, model: Any, subnet: SubnetConfig, name: str, directory: Path) -> None:
         """Write a folder, in fp32 alone where the model does not bear quantisation: the other members are not lost."""
         from nas.export.export import export_candidate
-        from nas.export.verify import ExportError
 
         bench, graph = self.bench, self._graph(model, subnet)
         written = partial(
@@ -131,8 +147,8 @@ class Finish:
         )
         try:
             written(precisions=PRECISIONS)
-        except ExportError as error:
-            bench.say(f"{error} So {name} is exported in fp32 alone.")
+        except Exception as error:  # noqa: BLE001 - as above
+            bench.say(f"{one_line(error)} So {name} is exported in fp32 alone.")
             written(precisions=("fp32",))
 
     def _graph(self, model: Any, subnet: SubnetConfig) -> Any:
@@ -163,14 +179,18 @@ class Finish:
         # In fp32, as exported: a search may compare candidates in whatever precision is fastest.
         more = FinalMetrics.of(bench)
         metrics = {"fp32": evaluate_model(model, bench.task, teacher, "test", extras=more)}
-        intervals = {"fp32": more.interval}
+        known = {"fp32": more.interval}
         for precision in (name for name in graphs if name != "fp32"):
-            run = onnx_run(str(graphs[precision]), bench.task, threads)
             # Dynamic quantisation scales activations over the whole batch, so it is judged text by text, as deployed.
-            metrics[precision] = evaluate_run(run, bench.task, teacher, "test", batch_size=1, extras=more)
-            intervals[precision] = more.interval
-        known = {precision: interval for precision, interval in intervals.items() if interval is not None}
-        return Member(name, role, subnet, directory, graphs, predicted, metrics, known)
+            try:
+                run = onnx_run(str(graphs[precision]), bench.task, threads)
+                metrics[precision] = evaluate_run(run, bench.task, teacher, "test", batch_size=1, extras=more)
+                known[precision] = more.interval
+            except Exception as error:  # noqa: BLE001 - as above
+                self._left_out((name, precision), error)
+        graphs = {precision: file for precision, file in graphs.items() if precision in metrics}
+        intervals = {precision: interval for precision, interval in known.items() if interval is not None}
+        return Member(name, role, subnet, directory, graphs, predicted, metrics, intervals)
 
     # -- latency ----------------------------------------------------------------------------------------------------
 
@@ -185,18 +205,22 @@ class Finish:
         profiler = Profiler(**self.settings["protocol"], seed=bench.seed)
         found: dict[tuple[str, str], Measurement] = {}
         against_int8: dict[tuple[str, str], Measurement] = {}
-        quantised = [(member, precision) for member, precision in keys if precision != "fp32"]
-        with bench.stage("measure finalists"), bench.progress("Measuring", len(keys) + len(quantised)) as bar:
-            every = [((m.name, p), self._job(m, p)) for m, p in keys]
-            for key, measurement in profiler.measure(every, self._job(teacher, "fp32")):
-                if key not in found:
-                    bar.advance(text=f"{key[0]} {key[1]}")
-                found[key] = measurement
-            every = [((m.name, p), self._job(m, p)) for m, p in quantised]
-            for key, measurement in profiler.measure(every, self._job(teacher, "int8")):
-                if key not in against_int8:
-                    bar.advance(text=f"{key[0]} {key[1]} against the int8 teacher")
-                against_int8[key] = measurement
+        total = len(keys) + sum(precision != "fp32" for _, precision in keys)
+        with bench.stage("measure finalists"), bench.progress("Measuring", total) as bar:
+
+            def measured(some: Sequence[tuple[Member, str]], against: str, into: dict[tuple[str, str], Any]) -> None:
+                def keep(key: tuple[str, str], measurement: Measurement) -> None:
+                    if key not in into:
+                        bar.advance(text=f"{' '.join(key)} against the {against} teacher")
+                    into[key] = measurement
+
+                jobs = {(m.name, p): self._job(m, p) for m, p in some}
+                measure_each(profiler, jobs, (teacher.name, against), keep, self._left_out)
+
+            measured(keys, "fp32", found)
+            keys = [(member, precision) for member, precision in keys if (member.name, precision) in found]
+            if (teacher.name, "int8") in found:
+                measured([(m, p) for m, p in keys if p != "fp32"], "int8", against_int8)
         if (own := (teacher.name, bench.device.precision)) in found and not self.device.takes_module:
             self._note_pace(found[own].p50)
         return [self._row(m, p, found[m.name, p], against_int8.get((m.name, p))) for m, p in keys]
@@ -228,8 +252,7 @@ class Finish:
         device = device_of_graphs(self.bench.device)
         whole = device.backend == "onnxruntime"
         device = replace(device, precision="fp32" if whole else precision)  # type: ignore[arg-type]
-        path = member.graphs[precision if whole else "fp32"]
-        return Deployed(f"{member.name} {precision}", device, str(path))
+        return Deployed(f"{member.name} {precision}", device, str(member.graphs[precision if whole else "fp32"]))
 
     def _measured_elsewhere(self, keys: Sequence[tuple[Member, str]], teacher: Member) -> list[ModelRow]:
         """Rows of a device that is another machine: measured there where it answers, else without measurements."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latency_models.features import from_table
-from latency_models.predictors import CalibratedPredictor, SubnetPredictor
+from latency_models.measured import MeasuredValues
+from latency_models.predictors import MIN_ROWS, CalibratedPredictor, SubnetPredictor
 from latency_models.scores import Scores, noise_floor, scorecard
 from nas.reports.data import Interval, PredictionCheck, PredictorScore
 from search_spaces.subnet import SubnetConfig
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from latency_models.drift import DriftReport
     from latency_models.profile import DeviceProfile
 
-MIN_TRAINING_ROWS = 8
+MIN_TRAINING_ROWS = MIN_ROWS
 UNITS = {"latency_ms": "ms", "energy_mj": "mJ", "peak_memory_mb": "MB"}
 
 
@@ -91,6 +92,23 @@ def judged_and_fitted(
     fitted = make()
     predictor = SubnetPredictor(shape, workload, fitted, unit).fit(subnets, values)
     return FittedPredictor(predictor, len(subnets), scores, checks, fitted.weights_, fitted.drift_)
+
+
+def looked_up(profile: DeviceProfile, quantity: str = "latency_ms") -> FittedPredictor:
+    """The measured values of a space of which every subnet is in the profile.
+
+    Raises:
+        ValueError: Nothing is measured.
+    """
+    shape, workload = profile.header.shape, profile.header.workload
+    subnets, values = profile.training_data(quantity) if profile.latest() else ([], np.zeros(0))
+    if not subnets:
+        raise ValueError(f"{profile.path} has no measured subnet; raise `profile.budget_minutes`.")
+    noise = 0.0
+    if quantity == "latency_ms":
+        noise = noise_floor([np.array(row.measurement.samples) for row in profile.latest().values()]) / 100.0
+    table = SubnetPredictor(shape, workload, MeasuredValues(noise), UNITS.get(quantity, ""))
+    return FittedPredictor(table.fit(subnets, values), len(subnets))
 
 
 def drift_text(profile: DeviceProfile, report: DriftReport | None) -> str:

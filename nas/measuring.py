@@ -80,6 +80,14 @@ class DeviceBench:
         return held_out_subnets(self.bench.space, int(self.settings["held_out"]), self.bench.seed)
 
     @cached_property
+    def few(self) -> list[SubnetConfig]:
+        """The space's subnets where these are too few to learn from: all are measured, and nothing is predicted."""
+        from nas.judging import MIN_TRAINING_ROWS
+        from search_spaces.members import few_members
+
+        return few_members(self.bench.space, MIN_TRAINING_ROWS)
+
+    @cached_property
     def profile(self) -> DeviceProfile:
         """The measured subnets: what an earlier run left, and whatever is missing."""
         from latency_models.active import ActiveProfiling
@@ -102,10 +110,9 @@ class DeviceBench:
             bench.say(f"Reusing the profile {profile.path}: {len(profile.latest())} subnets.")
             with bench.stage("profile", reused=True):
                 return profile
-        if int(settings["num_subnets"]) < MIN_TRAINING_ROWS:
-            raise ValueError(
-                f"`profile.num_subnets` must be at least {MIN_TRAINING_ROWS}, but got {settings['num_subnets']}."
-            )
+        least = 1 if self.few else MIN_TRAINING_ROWS
+        if int(settings["num_subnets"]) < least:
+            raise ValueError(f"`profile.num_subnets` must be at least {least}, but got {settings['num_subnets']}.")
         options = {"space": bench.space, "workload": bench.workload, "seed": bench.seed, **settings["active"]}
         options["start"] = min(options.get("start", ActiveProfiling.start), int(settings["num_subnets"]))
         options |= {"make": self._make, "exclude": self.judges}
@@ -211,6 +218,8 @@ class DeviceBench:
         from nas.judging import drift_text
 
         fitted = self.fit("latency_ms")
+        if self.few:
+            return fitted
         description = describe(
             fitted.predictor, self.profile, name=self.predictor_name, seed=self.bench.seed, sources=self.siblings
         )
@@ -229,10 +238,12 @@ class DeviceBench:
         Raises:
             ValueError: Too few subnets are measured.
         """
-        from nas.judging import judged_and_fitted
+        from nas.judging import judged_and_fitted, looked_up
 
         confidence = float(self.bench.config["objectives"]["confidence"])
         _ = self.profile  # A stage of its own, with the time that it takes.
+        if self.few:
+            return looked_up(self.profile, quantity)
         with self.bench.stage(f"fit {quantity}"):
             return judged_and_fitted(
                 self.profile, self.judges, lambda: self._make(quantity), quantity=quantity, confidence=confidence

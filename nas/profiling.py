@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latency_models.active import ActiveProfiling, LearningPoint
+from latency_models.predictors import MIN_ROWS
 from nas.workbench import Workbench
+from search_spaces.members import few_members, members
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import SubnetConfig
 
@@ -54,6 +56,9 @@ class Profiling:
         """Measure until the predictor is good, its error stops falling, or rows or time are spent."""
         settings = self.bench.config["profile"]
         most = int(settings["num_subnets"])
+        if few := few_members(self.bench.space, MIN_ROWS):
+            self.bench.say(f"The space has {len(few)} subnets: all of them are measured, and nothing is predicted.")
+            most = len(few) + 1  # The full model, too: limits may be shares of its costs.
         judges = self.profile.missing(sorted(self.active.exclude, key=SubnetConfig.to_json))
         self.energy = _energy_meter(self.bench) if "energy_mj" in settings["meters"] else None
         todo = judges + self.profile.missing(self._propose(most))
@@ -134,7 +139,13 @@ def training_rows(
 
 
 def held_out_subnets(space: SearchSpace, count: int, seed: int) -> frozenset[SubnetConfig]:
-    """Random subnets to judge a predictor on, from which it never learns; not the extremes: designs need those."""
+    """Random subnets to judge a predictor on, from which it never learns; not the extremes: designs need those.
+
+    Of a small space fewer, as many as leave enough to learn from.
+    """
+    every = members(space)
+    if every is not None:
+        count = max(0, min(count, len(every) - MIN_ROWS))
     drawn = space.sample(np.random.default_rng([seed, 1]), 20 * count)
     extremes = {space.teacher, space.largest, space.smallest}
     chosen = [subnet for subnet in dict.fromkeys(drawn) if subnet not in extremes]

@@ -20,11 +20,17 @@ def print_profile(device: DeviceBench) -> None:
     if device.curve:
         print(f"Learning curve of {device.bench.device.name}:\n{curve_text(device.curve)}")
     print(drift_text(device.profile, latency.drift))
+    if device.few:
+        print(f"No predictor: values of the space's {len(device.few)} subnets are looked up in {device.profile.path}")
+        return
     kept = ", ".join(f"{name} {weight:.0%}" for name, weight in sorted((latency.weights or {}).items(), key=_heaviest))
     print(f"Predictor: {device.predictor_name} ({kept}); fitted to {latency.rows} subnets of {device.profile.path}")
     print(f"Saved as: {device.predictor_path}")
     if not latency.scores:
-        device.bench.say("No scorecard: raise `profile.held_out` to judge the predictor on fresh subnets.")
+        device.bench.say(
+            "No scorecard: no two subnets are held out to judge the predictor; raise `profile.held_out`, or give the "
+            "space more choices."
+        )
         return
     _print_scores("latency_ms", latency)
     for quantity in device.profile.quantities[1:]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from nas.beforehand import check_search
 from nas.config import build
 from nas.engine.errors import InfeasibleError
 from nas.engine.locks import FileLock
@@ -81,10 +82,7 @@ class SearchBench:
         predictors: dict[str, Predicts] = {}
         if needed & {"latency_ms", "throughput"}:
             predictors["latency_ms"] = self.device.fitted.predictor
-        for name in METERS:
-            if name in needed:
-                self._check_metered(name)
-                predictors[name] = self.device.fit(name).predictor
+        predictors |= {name: self.device.fit(name).predictor for name in METERS if name in needed}
         return SubnetCosts(self.bench.space, self.bench.workload, predictors, self.objectives.confidence)
 
     @cached_property
@@ -92,20 +90,14 @@ class SearchBench:
         """The choices, without precisions that cost the same on the device as a more exact one."""
         from nas.engine.folding import fold_precisions
 
+        if self.costs.predictors and self.device.few:
+            return self.bench.space  # All of it is measured, and nothing else can be compared.
         found, folded = fold_precisions(
             self.bench.space, self.costs, {*self.objectives.goals, *self.objectives.constraints}
         )
         for precision, exact in folded.items():
             self.bench.say(f"Blocks of {precision} cost no less than those of {exact} here: folded into one choice.")
         return found
-
-    def _check_metered(self, name: str) -> None:
-        meters = list(self.bench.config["profile"]["meters"])
-        if name not in meters:
-            raise ValueError(
-                f"`profile.meters` must have {name!r}, because the objectives name it, but has {meters}: "
-                f"profile.meters=[{','.join([*meters, name])}]"
-            )
 
     @cached_property
     def limits(self) -> tuple[Limit, ...]:
@@ -169,11 +161,28 @@ class SearchBench:
             bench.say(f"Reused {reused} of {total} evaluations of the sensitivity table.")
         return found
 
+    @cached_property
+    def everything(self) -> list[WarmStart]:
+        """All subnets that keep to the limits, where there is a trial for each: with them the search ends."""
+        from nas.engine.allocate import all_starts
+        from nas.engine.samplers import Feasible
+
+        return all_starts(self.space, Feasible(self.space, self.costs, self.limits), int(self.settings["num_trials"]))
+
+    @property
+    def num_trials(self) -> int:
+        """Trials in total: those asked for, or as many as there are subnets to evaluate."""
+        rungs = 1 if self.fidelities.pruner else len(self.fidelities.steps)
+        asked = int(self.settings["num_trials"])
+        return min(asked, rungs * len(self.everything)) if self.everything else asked
+
     def warm_start(self) -> list[WarmStart]:
         """Where the search begins: extremes, uniform subnets, and the knapsack's allocations."""
         from nas.engine.allocate import warm_starts
         from nas.engine.samplers import Feasible
 
+        if self.everything:
+            return self.everything
         cost = "latency_ms" if "latency_ms" in self.costs.names else "macs"
         sensitivity = self.sensitivity if self.settings["sensitivity_evaluations"] else None
         return warm_starts(
@@ -196,10 +205,11 @@ class SearchBench:
         share_cores(usable_cores(), workers)
         trackers = load_trackers(self.settings["trackers"])
         _ = bench.distiller  # What does not fit the task is told before minutes are spent.
+        check_search(self)
         with self.undisturbed():
             warm_start = self.warm_start()
             _ = bench.evaluator
-        with bench.progress("Searching", int(self.settings["num_trials"])) as bar, bench.stage("search"):
+        with bench.progress("Searching", self.num_trials) as bar, bench.stage("search"):
             search = self.search(warm_start, (LiveLine(bar), *trackers))
             candidates = search.run() if workers == 1 else WorkerTeam(bench.config, workers, self.directory).run(search)
         if search.interrupted:
@@ -243,7 +253,7 @@ class SearchBench:
             bench.config["study"],
             Objective(self.space, self.costs, self.evaluate, self.objectives, self.limits, self.cache),
             bind(sampler, self.space, self.costs, self.limits, self.objectives, seed=bench.seed),
-            int(settings["num_trials"]),
+            self.num_trials,
             storage=self.storage,
             warm_start=warm_start,
             context={

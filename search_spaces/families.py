@@ -34,6 +34,7 @@ class ModelFamily:
         layer_index: Paths, in a block, of modules whose ``layer_idx`` names the block's place in the KV cache.
         config_ffn: The configuration's name for the FFN's width.
         config_heads: Whether the configuration can say that there are fewer heads of the same width.
+        config_heads_divide: Whether it wants them to divide the hidden size, in any of the model types.
         stem: Paths, in the base model, of what the residual stream is made of before the first block: embeddings, an
             image's convolution, parameters; what a model lacks is passed over. Empty where the family's stream cannot
             be made narrower.
@@ -62,6 +63,7 @@ class ModelFamily:
     layer_index: tuple[str, ...] = ()
     config_ffn: str = "intermediate_size"
     config_heads: bool = False
+    config_heads_divide: bool = False
     stem: tuple[str, ...] = ()
     stem_norm: str = ""
     final_norm: str = ""
@@ -128,6 +130,7 @@ _LLAMA = ModelFamily(
     rotary=True,
     layer_index=("self_attn",),
     config_heads=True,
+    config_heads_divide=True,
     stem=("embed_tokens",),
     final_norm="norm",
 )
@@ -200,7 +203,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
     ),
     _LLAMA,
     # Its norms of queries and keys are as wide as one head, so they serve any number of heads.
-    replace(_LLAMA, name="qwen3", model_types=("qwen3",)),
+    replace(_LLAMA, name="qwen3", model_types=("qwen3",), config_heads_divide=False),
     ModelFamily(
         name="vit",
         model_types=("vit",),

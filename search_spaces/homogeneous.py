@@ -43,6 +43,8 @@ def _expressible(shape: ModelShape, dimension: Dimension, choice: Choice) -> boo
         return not (choice and shape.first_block_lacks and dimension.block in (0, None))
     if name in SWITCHES or name in RANKS:
         return not choice
+    if name == "heads" and family.config_heads_divide and shape.hidden_size % int(choice):
+        return False
     full = {"hidden_size": shape.hidden_size}
     if not family.config_heads:
         full |= {"heads": shape.heads, "queries_per_group": shape.heads // shape.kv_heads}

@@ -269,15 +269,15 @@ class SearchSpace:
         if dimension.name == "hidden_size":
             return dimension.choices.index(subnet.hidden_size) if subnet.hidden_size in dimension.choices else 0
         blocks = subnet.blocks if dimension.block is None else subnet.blocks[dimension.block : dimension.block + 1]
-        top = len(dimension.choices) - 1
-        for index, block in enumerate(blocks, start=dimension.block or 0):
-            value = self._value(dimension.name, index, block)
-            # Dense is the top: the largest rank of the space is at or above break-even, or `_levels` refuses it. Of a
-            # rank that blocks share, another block's may be below.
-            if value is None or (dimension.name in RANKS and value == 0):
-                continue
-            return dimension.choices.index(value) if value in dimension.choices else 0
-        return top
+        found = (self._value(dimension.name, index, block) for index, block in enumerate(blocks, dimension.block or 0))
+        # Dense is the top: the largest rank of the space is at or above break-even, or `_levels` refuses it. Of a rank
+        # that blocks share, another block's may be below.
+        told = [value for value in found if value is not None and not (dimension.name in RANKS and value == 0)]
+        if not told:
+            return len(dimension.choices) - 1
+        # Of a switch that blocks share, some may have come back, because something has to be there.
+        value = True in told if dimension.name in SWITCHES else told[0]
+        return dimension.choices.index(value) if value in dimension.choices else 0
 
     def _value(self, name: str, index: int, block: BlockConfig) -> Choice | None:
         """A block's choice in a dimension; None where it is inert."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from search_spaces import modeling_subnet
@@ -50,12 +51,13 @@ def stock_config(model: Any, family: ModelFamily, shape: ModelShape, subnet: Sub
     if block.heads != shape.heads:
         sizes |= {"num_attention_heads": block.heads, "head_dim": shape.head_dim}
         sizes |= {"num_key_value_heads": block.kv_heads} if hasattr(config, "num_key_value_heads") else {}
-    for name, value in sizes.items():
-        setattr(config, name, value)
     try:
+        for name, value in sizes.items():
+            setattr(config, name, value)
+        config.validate()
         with torch.device("meta"):
             built = type(model)(config)
-    except (ValueError, TypeError):  # A rule of the class, such as heads that divide the hidden size.
+    except (ValueError, TypeError, StrictDataclassError):  # A rule of the class: Llama's heads divide the hidden size.
         return None
     return config if _same_structure(built, model) else None
 

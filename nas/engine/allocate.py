@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from latency_models.predictors import MIN_ROWS
 from nas.engine.costs import SubnetCosts
 from nas.engine.pareto import non_dominated
 from nas.engine.samplers import Feasible
 from nas.engine.sensitivity import Sensitivity
+from search_spaces.members import few_members, members
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import SubnetConfig
 
@@ -27,7 +29,7 @@ _MAX_VARIANTS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class WarmStart:
-    """A subnet to evaluate before the sampler is asked; origins are ``largest, smallest, uniform, allocated``."""
+    """A subnet to evaluate first; origins are ``largest, smallest, uniform, allocated, member``."""
 
     origin: str
     subnet: SubnetConfig
@@ -132,6 +134,23 @@ def warm_starts(
         ok = feasible(space.encode([start.subnet for start in kept]))
         kept = [start for start, able in zip(kept, ok.tolist(), strict=True) if able]
     return kept
+
+
+def all_starts(space: SearchSpace, feasible: Feasible, most: int) -> list[WarmStart]:
+    """Every feasible subnet of a space that has at most so many subnets; else none.
+
+    Args:
+        space: The choices.
+        feasible: Which rows of levels keep to the limits.
+        most: How many a search can evaluate.
+    """
+    found = members(space)
+    found = few_members(space, MIN_ROWS) if found is None else found
+    if not found or len(found) > most:
+        return []
+    able = feasible(space.encode(found)).tolist()
+    origins = {space.smallest: "smallest", space.largest: "largest"}
+    return [WarmStart(origins.get(m, "member"), m) for m, ok in zip(found, able, strict=True) if ok]
 
 
 def _shared_rows(space: SearchSpace, top: Levels, most: int = 16) -> list[Levels]:

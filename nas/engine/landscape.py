@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nas.engine.costs import SubnetCosts
 from nas.engine.limits import Limit, Objectives, worst_violations
+from search_spaces.members import MOST_LISTED, combinations
 from search_spaces.space import SearchSpace
 from search_spaces.subnet import SubnetConfig, SubnetTable
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Levels = NDArray[np.int64]
-MOST_ENUMERATED = 4096
 _BLOCK_COLUMNS = tuple(f.name for f in fields(SubnetTable) if f.name not in ("hidden_size", "precision"))
 
 
@@ -117,10 +117,9 @@ class SubnetLandscape:
     @cached_property
     def pool(self) -> Levels | None:
         """Every row of a small space; of rows that are the same architecture, the first."""
-        if self.space.size > MOST_ENUMERATED:
+        if self.space.size > MOST_LISTED:
             return None
-        grids = np.meshgrid(*(np.arange(count) for count in self.counts), indexing="ij")
-        rows = np.stack([grid.ravel() for grid in grids], axis=1) if grids else np.zeros((1, 0), dtype=np.int64)
+        rows = combinations(self.space)
         keys = _keys(self.space.table(rows))
         first = {key: position for position, key in reversed(list(enumerate(keys)))}
         distinct: Levels = rows[sorted(first.values())]

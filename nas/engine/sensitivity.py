@@ -102,10 +102,15 @@ def count_evaluations(space: SearchSpace, max_evaluations: int = 150) -> int:
     return 1 + sum(map(len, _levels_to_measure(space, max_evaluations)))
 
 
+def least_evaluations(space: SearchSpace) -> int:
+    """The least that `measure_sensitivity` needs: the largest subnet, and one choice of each dimension that varies."""
+    return 1 + sum(len(dimension.choices) > 1 for dimension in space.dimensions)
+
+
 def _levels_to_measure(space: SearchSpace, max_evaluations: int) -> list[list[int]]:
     """Levels of each dimension below its largest, thinned evenly until all of them fit; the cheapest is always in."""
     tops = [len(d.choices) - 1 for d in space.dimensions]
-    least = 1 + sum(top > 0 for top in tops)
+    least = least_evaluations(space)
     if max_evaluations < least:
         raise ValueError(f"`max_evaluations` must be at least {least} for this space, but got {max_evaluations}.")
     for most in _shrinking(max(tops, default=0)):

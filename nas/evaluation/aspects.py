@@ -128,14 +128,36 @@ class NamedMetrics:
             return {name: measure.compute(rows) for name, measure in _COUNTERFACTUAL.items()}
         tables = self.task.tables(split, outputs, teacher)
         if name in _CALIBRATION:
+            self._check_fits(name, _CALIBRATION[name], tables)
             return {name: _CALIBRATION[name](tables)}
         return self._groups(name, split, tables)
 
     def _groups(self, name: str, split: str, tables: Tables) -> dict[str, float]:
         prefix = next(prefix for prefix in PREFIXES if name.startswith(prefix))
         measure = self._measures[name.removeprefix(prefix)]
+        self._check_fits(name, measure, tables)
         groups = self.task.samples.groups(split)
         return group_metrics(measure, tables[SAMPLES], groups, self.aspects.fairness.min_samples)
+
+    def _check_fits(self, name: str, measure: Measure, tables: Tables) -> None:
+        if not measure.fits(tables):
+            raise ValueError(
+                f"objectives: {name!r} needs {', '.join(measure.needs or filter(None, measure.ratio or ()))}, but a "
+                f"{self.task.kind} task has none here; can be asked for: {', '.join(self.available)}."
+            )
+
+    @property
+    def available(self) -> list[str]:
+        """Names that goals and constraints can ask for, as far as the task and the settings tell; costs at the end."""
+        found = [measure.name for measure in self.task.measures]
+        if any(measure.ratio == ("correct", None) for measure in self.task.measures):
+            # Whole samples have classes, whose probabilities are known.
+            found += _CALIBRATION
+        if self.task.samples.groups("validation"):
+            found += [prefix + self.task.quality for prefix in PREFIXES]
+        found += ROBUSTNESS
+        found += _COUNTERFACTUAL if self.aspects.fairness.substitution is not None else ()
+        return [*found, *KNOWN_COSTS]
 
     def _perturbed(self, split: str) -> PerturbedSplit:
         if split not in self._splits:
@@ -165,12 +187,11 @@ class NamedMetrics:
             if self.aspects.fairness.substitution is None:
                 raise ValueError(f"`{name}` needs identity terms: give them in `evaluation.fairness.terms`.")
         elif name not in _CALIBRATION and name not in ROBUSTNESS:
-            given = [measure.name for measure in self.task.measures]
-            known = [*given, *_CALIBRATION, *(f"{prefix}{self.task.quality}" for prefix in PREFIXES), *ROBUSTNESS]
+            groups = [prefix + self.task.quality for prefix in PREFIXES]
+            known = dict.fromkeys([*self.available, *_CALIBRATION, *groups, *_COUNTERFACTUAL])
             raise ValueError(
-                f"objectives: nothing is known by the name {name!r}; an evaluation gives "
-                f"{', '.join([*known, *_COUNTERFACTUAL])}; costs are {', '.join(KNOWN_COSTS)}."
-                f"{suggestion(name, [*known, *_COUNTERFACTUAL, *KNOWN_COSTS])}"
+                f"objectives: nothing is known by the name {name!r}; can be asked for: {', '.join(self.available)}."
+                f"{suggestion(name, known)}"
             )
 
 

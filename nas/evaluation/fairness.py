@@ -215,8 +215,8 @@ def _large(column: str, groups: Sequence[str], min_samples: int) -> NDArray[np.i
     large = names[counts >= min_samples]
     if len(large) < 2:
         raise ValueError(
-            f"`{column}` must have at least 2 groups of {min_samples} samples or more, but has {len(large)}: lower "
-            "`evaluation.fairness.min_samples` or give a larger split."
+            f"`{column}` must have at least 2 groups of {min_samples} samples or more, but has {len(large)} (the "
+            f"largest has {counts.max(initial=0)}): lower `evaluation.fairness.min_samples` or give a larger split."
         )
     return np.flatnonzero(np.isin(np.asarray(groups), large))
 

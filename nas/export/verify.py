@@ -1,5 +1,7 @@
 """Checks of exported folders: every artefact is loaded again in a fresh process and compared with its model.
 
+Compared are sentences' outputs, and those of tokens that are no padding.
+
 A fresh process, because what is loaded there can lean on nothing that the exporting process still holds: no patched
 module, no cached graph, no file that is not in the folder.
 """
@@ -21,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.export.artefacts import ARTEFACTS, Artefact, Rule
-from nas.export.reference import Reference
+from nas.export.reference import Arrays, Reference
 
 # Files of the ONNX graphs by precision.
 GRAPHS: Mapping[str, str] = {row.precision: row.file for row in ARTEFACTS.values() if row.format == "onnx"}
@@ -113,6 +115,25 @@ def whole_cosine(found: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))
 
 
+def at_tokens(values: NDArray[Any], inputs: Arrays) -> NDArray[Any]:
+    """Of an output with one row a token, ``(samples, tokens, width)``, the rows of tokens that are no padding.
+
+    What a model says of padding is left open: where a window holds padding alone, runtimes differ.
+
+    Args:
+        values: An output; of another shape than that, it is given back as it is.
+        inputs: What it was computed from; without an ``attention_mask`` nothing is padding.
+
+    Returns:
+        ``(real tokens, width)``, or the output itself.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or values.ndim != 3 or values.shape[:2] != mask.shape:
+        return values
+    real: NDArray[Any] = values[mask.astype(bool)]
+    return real
+
+
 def check_artefact(path: Path, artefact: Artefact, reference: Reference, limit: float) -> list[Check]:
     """Run a model in its own runtime on the reference's inputs."""
     from latency_models.backends.base import make_backend
@@ -126,9 +147,9 @@ def check_artefact(path: Path, artefact: Artefact, reference: Reference, limit: 
         outputs = backend.compile(str(path), inputs).outputs()
         shape = next(iter(inputs.values())).shape
         for name, value in expected.items():
-            found = outputs.get(name, np.empty(0))
-            absolute = absolute_difference(found, value)
-            checks.append(Check(path.name, name, shape, artefact.rule, compare(found, value), limit, absolute))
+            found, wanted = (at_tokens(each, inputs) for each in (outputs.get(name, np.empty(0)), value))
+            absolute = absolute_difference(found, wanted)
+            checks.append(Check(path.name, name, shape, artefact.rule, compare(found, wanted), limit, absolute))
     return checks
 
 
@@ -145,7 +166,8 @@ def check_transformers(directory: Path, reference: Reference, limit: float) -> l
         with torch.inference_mode():
             found = model(**tensors, return_dict=True)[0].numpy()
         shape = next(iter(inputs.values())).shape
-        value, absolute = scaled_difference(found, expected), absolute_difference(found, expected)
+        found, wanted = at_tokens(found, inputs), at_tokens(expected, inputs)
+        value, absolute = scaled_difference(found, wanted), absolute_difference(found, wanted)
         checks.append(Check("transformers", "first output", shape, "difference", value, limit, absolute))
     return checks
 

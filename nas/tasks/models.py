@@ -45,7 +45,7 @@ class Pooling:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name.
+    """The tokenizer of a folder or hub name; it gives token types only where the model beside it reads them.
 
     Raises:
         FileNotFoundError, ValueError: There is none.
@@ -63,6 +63,9 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     # Of a folder without its files `transformers` makes one that knows its special tokens only: texts of unknown words.
     if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
         raise ValueError(_no_tokenizer(path))
+    if not _reads_token_types(path):
+        # A BERT's tokenizer beside ModernBERT or DistilBERT: torch passes over types, but no graph takes them.
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     return tokenizer
 
 
@@ -77,6 +80,16 @@ def _no_tokenizer(path: str) -> str:
         "vocab.json with merges.txt or a SentencePiece .model). Copy the files of the model that it was made of into "
         "the folder, or write them with the tokenizer's save_pretrained."
     )
+
+
+def _reads_token_types(path: str) -> bool:
+    """Whether a model has embeddings of token types; where its configuration cannot be read, its loading tells why."""
+    from transformers import AutoConfig
+
+    try:
+        return hasattr(AutoConfig.from_pretrained(path), "type_vocab_size")
+    except Exception:  # noqa: BLE001 - whatever is wrong with the folder
+        return True
 
 
 def load_config(path: str) -> Any:

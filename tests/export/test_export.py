@@ -21,6 +21,7 @@ from nas.export.verify import (
     Check,
     ExportError,
     Tolerances,
+    at_tokens,
     run_part,
     scaled_difference,
     verify,
@@ -237,3 +238,17 @@ def test_nan_never_passes() -> None:
 def test_cards_of_other_data_are_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         Card.from_json("[]")
+
+
+def test_only_tokens_that_are_no_padding_are_compared() -> None:
+    inputs = {"input_ids": np.ones((2, 3)), "attention_mask": np.array([[1, 1, 1], [1, 0, 0]])}
+    expected = np.ones((2, 3, 4))
+    padding, real = expected.copy(), expected.copy()
+    padding[1, 2], real[1, 0] = 9.0, 1.5
+    assert scaled_difference(at_tokens(padding, inputs), at_tokens(expected, inputs)) == 0.0
+    assert scaled_difference(at_tokens(real, inputs), at_tokens(expected, inputs)) == 0.5
+    # An output that lacks tokens, or has others' shape, is still told.
+    assert scaled_difference(at_tokens(expected[:, :2], inputs), at_tokens(expected, inputs)) == float("inf")
+    # Of one row a sentence, and without a mask, everything counts.
+    assert at_tokens(np.ones((2, 3)), inputs).shape == (2, 3)
+    assert at_tokens(expected, {"pixel_values": np.ones((2, 3))}).shape == (2, 3, 4)

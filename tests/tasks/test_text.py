@@ -17,6 +17,7 @@ from nas.tasks.deployed import pool
 from nas.tasks.models import Pooling, load_classifier, load_encoder, load_tokenizer, read_pooling
 from nas.tasks.text import SentenceEmbedding, TextClassification
 from search_spaces.cost import Workload
+from tests.models import tiny
 from tests.texts import texts, tiny_model_folder, tiny_tokenizer, write_lines
 
 SMALL: dict[str, Any] = {"calibration": 8, "validation": 20, "test": 20}
@@ -265,3 +266,12 @@ class TestPlaces:
         tiny_tokenizer().save_pretrained(tmp_path)
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
         assert load_tokenizer(str(tmp_path))("w1 w2")["input_ids"] == tiny_tokenizer()("w1 w2")["input_ids"]
+
+
+@pytest.mark.parametrize(("model_type", "types"), [("bert", True), ("modernbert", False), ("distilbert", False)])
+def test_token_types_are_given_to_models_that_read_them_whatever_the_tokenizer_says(tmp_path, model_type, types):
+    tiny(model_type).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert "token_type_ids" in tiny_tokenizer().model_input_names
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert ("token_type_ids" in tokenizer("w1 w2")) == types
