@@ -131,3 +131,36 @@ def test_a_seed_is_a_whole_number(seed: Any) -> None:
 def test_an_encoding_is_checked_before_anything_is_read(encoding: Any) -> None:
     with pytest.raises(ValueError, match=r"`task.data.encoding` must be one that Python knows"):
         TextData("missing.parquet", encoding=encoding)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("path", 3, "must be a file, a folder or a name on the hub"),
+        ("path", ["a.csv"], "a file for each split such as"),
+        ("path", {}, "but got {}"),
+        ("text_column", ["text"], "must name one column, but got"),
+        ("text_column", None, "must name one column"),
+        ("pair_column", 3, "must name one column, but got 3"),
+        ("label_column", [3], "must name a column, or a list of columns"),
+        ("group_columns", 3, "must name a column, or a list of columns, but got 3"),
+        ("splits", "train", "must give the source's names"),
+        ("splits", {"dev": "x"}, "must name train, calibration"),
+    ],
+)
+def test_options_of_a_wrong_kind(option: str, value: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"`task.data.{option}` .*{said}"):
+        TextData(**{"path": "x.csv", option: value})
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.jsonl", "\n"), ("a.json", "[]")])
+def test_a_file_without_samples(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="must hold at least one sample, but is empty"):
+        read_file(tmp_path / name)
+
+
+def test_another_encoding_is_guessed_by_its_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\nw1\n", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"such as `task.data.encoding=utf-16`"):
+        read_file(tmp_path / "a.csv")
