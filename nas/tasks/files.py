@@ -81,6 +81,8 @@ def read_file(file: Path, encoding: str = "utf-8") -> pd.DataFrame:
         raise ValueError(f"{file}: {error}") from error
     except Exception as error:  # Of damaged files pyarrow, gzip and pandas raise errors without a common base.
         raise ValueError(f"{file}: cannot be read as {suffix[1:]}: {_first_line(error)}") from error
+    if not len(table.columns):
+        raise ValueError(f"{file}: must hold at least one sample, but is empty.")
     table.attrs[SOURCE] = Source(str(file), encoding=encoding)
     return table
 
@@ -207,9 +209,10 @@ def _decode(file: Path, encoding: str) -> str:
         start = error.start if isinstance(error, UnicodeDecodeError) else 0
         line = data.count(b"\n", 0, start) + 1
         found = data[start : start + 1].hex()
+        guess = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "latin-1"
         raise _EncodingError(
             f"{file}: line {line} must be {encoding}, but byte 0x{found} is not. Give the file's own encoding, such as "
-            "`task.data.encoding=latin-1`."
+            f"`task.data.encoding={guess}`."
         ) from error
 
 

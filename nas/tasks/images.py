@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from nas.tasks.batching import Rows, by_length, shuffled
 from nas.tasks.cache import Arrays, cached_arrays, content_key
-from nas.tasks.data import Examples, groups_of, names_of
+from nas.tasks.cells import groups_of, names_of
+from nas.tasks.checks import check_columns, check_path
+from nas.tasks.data import Examples
 from nas.tasks.files import ORDERS, SOURCE, class_folders, read_tables
 from nas.tasks.sources import Source
 from nas.tasks.splits import Cut, check_split_names, listed, named_splits
@@ -75,6 +77,12 @@ class ImageData:
 
     def __post_init__(self) -> None:
         _ = self._cut
+        check_path(self.path)
+        check_columns(
+            image_column=self.image_column or "",
+            label_column=self.label_column or "",
+            group_columns=self.group_columns,
+        )
         check_split_names(self.splits)
 
     def read(self) -> Pictures:

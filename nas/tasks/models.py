@@ -229,7 +229,10 @@ def _load(kind: Any, path: str, may_miss: tuple[str, ...] = (), **options: Any) 
 
     config = load_config(path)
     if getattr(config, "is_encoder_decoder", False):  # Their decoder would need texts of its own.
-        family_of_type(str(config.model_type))
+        try:
+            family_of_type(str(config.model_type))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         with _quietly():

@@ -141,9 +141,13 @@ def check_split_names(splits: Mapping[str, str] | None) -> None:
     Raises:
         ValueError: One is not.
     """
+    if splits is not None and not isinstance(splits, Mapping):
+        raise ValueError(
+            f"`task.data.splits` must give the source's names, such as {{validation: dev_matched}}, but got {splits!r}."
+        )
     for name in splits or {}:
         if name not in SPLITS:
-            raise ValueError(f"`splits` must name {', '.join(SPLITS)}, but got {name!r}.")
+            raise ValueError(f"`task.data.splits` must name {', '.join(SPLITS)}, but got {name!r}.")
 
 
 def listed(names: Any) -> str:

@@ -144,10 +144,10 @@ def check_max_length(max_length: int) -> None:
     """Check how many tokens of a text are kept.
 
     Raises:
-        ValueError: They are too few for a text between its two special tokens.
+        ValueError: They are no whole number, or too few for a text between its two special tokens.
     """
-    if max_length < 2:
-        raise ValueError(f"`max_length` must be >= 2 tokens, but got {max_length}.")
+    if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 2:
+        raise ValueError(f"`task.max_length` must be a whole number >= 2 of tokens, but got {max_length!r}.")
 
 
 def checked_outputs(outputs: Outputs, name: str, size: int) -> NDArray[np.float32]:

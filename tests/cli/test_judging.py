@@ -152,7 +152,7 @@ def test_an_encoder_decoder_is_told_which_families_are_known(small, place, capsy
     task = "sentence_embedding" if kind is T5Model else "text_classification"
     assert evaluate(place, f"model.path={folder}", f"task={task}") == 2
     error = capsys.readouterr().err
-    assert "`model_type` must be one of bert, " in error
+    assert f"{folder}: `model_type` must be one of bert, " in error
     assert "but got 't5'" in error
 
 

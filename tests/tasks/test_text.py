@@ -151,7 +151,7 @@ class TestSentenceEmbedding:
             SentenceEmbedding("m", data, quality="accuracy")
         with pytest.raises(ValueError, match="`neighbours` must be >= 1"):
             SentenceEmbedding("m", data, neighbours=0)
-        with pytest.raises(ValueError, match="`max_length` must be >= 2 tokens, but got 1"):
+        with pytest.raises(ValueError, match=r"`task.max_length` must be a whole number >= 2 of tokens, but got 1"):
             SentenceEmbedding("m", data, max_length=1)
 
 
