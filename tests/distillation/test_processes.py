@@ -1,0 +1,59 @@
+"""Several processes train what one would, and only the first of them writes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nas.distillation import supernet
+from nas.evaluation.evaluate import Evaluator
+from search_spaces.library import Library
+from search_spaces.supernet import Supernet
+from tests.distillation.supernets import embedding_task, small
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return int(opened.getsockname()[1])
+
+
+def processes(count: int, arguments: list[str], **variables: str) -> list[subprocess.Popen[str]]:
+    """Start a module as `accelerate launch` and `torchrun` do."""
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} | variables
+    common |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(count)
+    ]
+
+
+def test_two_processes_train_what_one_does_with_the_same_batches(tmp_path: Path) -> None:
+    task = embedding_task(tmp_path / "task")
+    started = processes(2, ["tests.distillation.supernets", str(tmp_path / "task"), str(tmp_path)])
+    alone = small(task).train(steps=12, learning_rate=1e-3, patience=2).library
+    for process in started:
+        assert process.wait(timeout=240) == 0, process.communicate()[1]
+    first, second = (Library.load(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    for name, tensor in alone.tensors.items():
+        assert torch.equal(first.tensors[name], second.tensors[name])
+        torch.testing.assert_close(first.tensors[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_that_processes_cannot_share_are_refused(tmp_path: Path) -> None:
+    world = small(embedding_task(tmp_path / "task"))
+    evaluator = Evaluator(Supernet(world.task.load_model(), world.library, world.space), world.task)
+    with pytest.raises(ValueError, match="`training.batch_size` must be a multiple of the 3 processes"):
+        supernet._check_batches(evaluator, 3)
