@@ -5,7 +5,8 @@ of a core that nobody else uses, however busy the machine is), either the supern
 distilled one by one, a quarter each. Subnets are judged by their cosine on test sentences; training sees none of these,
 and no validation sentences either. Parts that an earlier run left in the root are not run again.
 
-    python benchmarks/supernet_training.py --budgets 60 180
+    python benchmarks/supernet_training.py --budgets 60 --batch 32
+    python benchmarks/supernet_training.py --budgets 180 --batch 8
 """
 
 from __future__ import annotations
@@ -67,8 +68,9 @@ class Clock(Progress):
 class Study:
     """The supernet, its subnets, and what is done to them."""
 
-    def __init__(self, data: Path, root: Path) -> None:
+    def __init__(self, data: Path, root: Path, batch_size: int) -> None:
         options = [f"root={root}", f"model.path={data / 'minilm'}", f"task.data.path={data / 'movie.csv'}"]
+        options += [f"training.batch_size={batch_size}"]
         self.bench = Workbench(plain(compose_config("train", [*options, "torch_threads=1", "progress=plain"])))
         self.root = root
 
@@ -160,8 +162,9 @@ def rows(
 
 def main() -> int:
     arguments = common.parser(__doc__ or "")
-    arguments.add_argument("--budgets", nargs="*", type=float, default=[60, 180], help="seconds of one core")
-    arguments.add_argument("--rates", nargs="*", type=float, default=[1e-4, 3e-4], help="peak learning rates")
+    arguments.add_argument("--budgets", nargs="*", type=float, default=[180], help="seconds of one core")
+    arguments.add_argument("--rates", nargs="*", type=float, default=[1e-4], help="peak learning rates")
+    arguments.add_argument("--batch", type=int, default=8, help="sentences of one step")
     arguments.add_argument("--root", type=Path, default=common.ROOT / "runs" / NAME, help="folder of the caches")
     options = arguments.parse_args()
     data, root = options.data or common.ASSETS, options.root
@@ -170,21 +173,23 @@ def main() -> int:
         return 0
     budgets = [10.0] if options.quick else options.budgets
     file = f"{NAME}_quick" if options.quick else NAME
-    study = Study(data, root)
-    context = common.machine(threads=1, budgets=budgets, seed=0, niceness=os.nice(0))
+    study = Study(data, root, options.batch)
+    context = common.machine(threads=1, batch_size=options.batch, seed=0, niceness=os.nice(0))
     before = part(root, "calibrated", lambda: {"cosines": study.judged(study.bench.library)})
     results = list(rows("calibrated, untrained", before, before["cosines"], context))
     for budget in budgets:
         made: dict[str, Any] = {}
         for rate in options.rates:
             settings = SupernetSettings(learning_rate=rate, evaluate_every=None, patience=None, precision="fp32")
-            made[f"supernet trained for {budget:g} s, rate {rate:g}"] = lambda budget=budget, settings=settings: (
-                study.trained(budget, settings)
+            made[f"supernet trained for {budget:g} s, batches of {options.batch}, rate {rate:g}"] = (
+                lambda budget=budget, settings=settings: study.trained(budget, settings)
             )
-        made[f"finalists distilled for {budget:g} s together"] = lambda budget=budget: study.distilled(budget)
+        made[f"finalists distilled for {budget:g} s together, batches of {options.batch}"] = lambda budget=budget: (
+            study.distilled(budget)
+        )
         for name, make in made.items():
             results += rows(name, part(root, name.replace(" ", "_"), make), before["cosines"], context)
-            path = common.write(file, results, options.output)
+            path = common.write(file, common.merged(file, results, options.output), options.output)
     common.show(results)
     print(path)
     return 0

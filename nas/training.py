@@ -160,8 +160,8 @@ class SupernetTraining:
         quality, history = self.bench.task.quality, trained.history
         best = next(row for row in history if row["step"] == trained.best_step)
         print(f"{self.path}\n{trained.step} steps in {format_duration(trained.seconds)}, ended by {trained.ended}")
-        for name, what in (("smallest", "the smallest subnet"), ("largest", "the largest below the teacher")):
-            print(f"{quality} of {what}: {history[0][name]:.4f} -> {best[name]:.4f}")
+        for name in [name for name in best if name != "step"]:
+            print(f"{quality} of the {name} subnet: {history[0][name]:.4f} -> {best[name]:.4f}")
         if trained.best_step == 0:
             print("No step was better than the calibrated library, which is what was kept.")
         elif trained.best_step < trained.step:

@@ -25,7 +25,7 @@ class TrainingState:
     Args:
         step: Steps done.
         seconds: Spent on them, with evaluations.
-        history: Metrics of the guards at the steps where they were judged: ``{"step", "smallest", "largest"}``.
+        history: Metrics of the guards at the steps where they were judged: ``{"step": ..., "smallest": ..., ...}``.
         best_step: The step with the best of them; 0 is the untrained library.
         waited: Evaluations since then that count for the early stop.
         scaler: Of fp16: the loss's scale and for how many steps it has held.

@@ -1,4 +1,4 @@
-"""The two subnets by whose metric a supernet's training is steered: its smallest, and the largest below the teacher."""
+"""The subnets by whose metric a supernet's training is steered: its smallest, a middle one, the largest reduced one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Guards:
-    """Judges the ends of a space on the validation split, in the first process alone.
+    """Judges the ends and the middle of a space on the validation split, in the first process alone.
 
     Args:
         supernet: Runs them.
@@ -30,7 +30,11 @@ class Guards:
     """
 
     def __init__(self, supernet: Supernet, evaluator: Evaluator, space: SearchSpace, accelerator: Accelerator) -> None:
-        self.subnets = {"smallest": space.smallest, "largest": largest_reduced(space)}
+        uniform = space.uniform()
+        found = {"smallest": space.smallest, "middle": uniform[len(uniform) // 2], "largest": largest_reduced(space)}
+        if found["middle"] in (space.teacher, found["smallest"], found["largest"]):
+            del found["middle"]
+        self.subnets = found
         self._supernet, self._evaluator, self._accelerator = supernet, evaluator, accelerator
         task, teacher = evaluator.task, evaluator.teacher.main("validation")
         self._teacher = float(task.metrics("validation", teacher, teacher)[task.quality])
@@ -43,9 +47,9 @@ class Guards:
         return dict(zip(self.subnets, agreed(self._accelerator, found), strict=True))
 
     def score(self, judged: Mapping[str, float], untrained: Mapping[str, float]) -> float:
-        """How much of each one's distance to the teacher is gone, a share, mean of both; below 0 it has grown.
+        """How much of each one's distance to the teacher is gone, a share, mean of all; below 0 it has grown.
 
-        The smallest has far to go, and the largest little to lose: their plain mean would not notice what it loses.
+        The smallest has far to go, and the others little to lose: a plain mean would not notice what they lose.
         """
         return sum(self._closed(judged[name], untrained[name]) for name in self.subnets) / len(self.subnets)
 

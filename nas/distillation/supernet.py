@@ -235,7 +235,7 @@ class _Training:
         row = {"step": float(state.step), **self.guards.judge()}
         state.history.append(row)
         scores = [self.guards.score(judged, state.history[0]) for judged in state.history]
-        if len(scores) == 1 or scores[-1] > max(scores[:-1]):
+        if len(scores) == 1 or scores[-1] > max(scores[:-1]) or self.settings.evaluate_every is None:
             state.best_step, state.waited = state.step, 0
             self.best = {name: t.detach().clone() for name, t in self.tensors.items()} if state.step else {}
         else:

@@ -22,8 +22,8 @@ class SupernetSettings:
         large_subnet: Whether each step also trains the largest subnet that is not the teacher.
         learning_rate: AdamW's, at its peak.
         precision: Of forward passes; see `nas.distillation.acceleration.make_accelerator`.
-        evaluate_every: Steps between two evaluations of the smallest and of the largest reduced subnet on the
-            validation split; None judges only the start and the end.
+        evaluate_every: Steps between two evaluations of the smallest, a middle and the largest reduced subnet on the
+            validation split, the best of which is kept; None judges the start and the end, and keeps the end.
         patience: Evaluations without a better result after which the training ends; None never ends it early.
         checkpoint_every: Steps between two checkpoints; None writes none by steps.
         checkpoint_minutes: Minutes between two checkpoints; None writes none by time.

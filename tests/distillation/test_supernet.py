@@ -122,5 +122,5 @@ def test_wrong_settings_are_refused(option: dict, said: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_fp16_needs_a_gpu(world: Small) -> None:
-    with pytest.raises(ValueError, match="`train.precision` must be auto, fp32 or bf16 without a GPU"):
+    with pytest.raises(ValueError, match=r"`train.precision` must be auto, fp32 or bf16 without a GPU"):
         world.train(precision="fp16")
