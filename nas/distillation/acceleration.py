@@ -33,16 +33,19 @@ def make_accelerator(precision: MixedPrecision = "auto") -> Accelerator:
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import parse_flag_from_env
 
     check_precision(precision)
     limit = InitProcessGroupKwargs(timeout=_PATIENCE)
-    device = PartialState(timeout=_PATIENCE).device
+    # Without being told so, it starts no group of processes on a machine that has processors alone.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    device = PartialState(cpu=cpu, timeout=_PATIENCE).device
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("`train.precision` must be auto, fp32 or bf16 without a GPU, but got 'fp16'.")
     wanted = _fastest(device) if precision == "auto" else precision
     # One process may train twice, in another precision: only the group of processes stays as it is.
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision="no" if wanted == "fp32" else wanted, kwargs_handlers=[limit])
+    return Accelerator(mixed_precision="no" if wanted == "fp32" else wanted, cpu=cpu, kwargs_handlers=[limit])
 
 
 def check_precision(precision: object) -> None:

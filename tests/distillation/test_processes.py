@@ -44,14 +44,17 @@ def processes(count: int, arguments: list[str], **variables: str) -> list[subpro
 def test_two_processes_train_what_one_does_with_the_same_batches(tmp_path: Path) -> None:
     task = embedding_task(tmp_path / "task")
     started = processes(2, ["tests.distillation.supernets", str(tmp_path / "task"), str(tmp_path)])
-    alone = small(task).train(steps=12, learning_rate=1e-3, patience=2).library
+    world = small(task)
+    alone = world.train(steps=6, evaluate_every=None).library
     for process in started:
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
     first, second = (Library.load(tmp_path / f"{rank}.safetensors") for rank in range(2))
     for name, tensor in alone.tensors.items():
         assert torch.equal(first.tensors[name], second.tensors[name])
-        torch.testing.assert_close(first.tensors[name], tensor, rtol=1e-4, atol=1e-5)
+        # AdamW makes steps of the usual length of gradients that are hardly more than rounding.
+        moved = (tensor - world.library.tensors[name]).abs().max()
+        assert (first.tensors[name] - tensor).abs().max() <= 0.02 * moved + 1e-6, name
 
 
 def test_batches_that_processes_cannot_share_are_refused(tmp_path: Path) -> None:
