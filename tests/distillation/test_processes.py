@@ -52,7 +52,8 @@ def test_two_processes_train_what_one_does_with_the_same_batches(tmp_path: Path)
     first, second = (Library.load(tmp_path / f"{rank}.safetensors") for rank in range(2))
     for name, tensor in alone.tensors.items():
         assert torch.equal(first.tensors[name], second.tensors[name])
-        # AdamW makes steps of the usual length of gradients that are hardly more than rounding.
+        if ".key." in name and tensor.dim() == 1:
+            continue  # Softmax does not see a key's bias: its gradient is rounding, of which AdamW makes whole steps.
         moved = (tensor - world.library.tensors[name]).abs().max()
         assert (first.tensors[name] - tensor).abs().max() <= 0.02 * moved + 1e-6, name
 
