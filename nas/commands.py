@@ -64,17 +64,9 @@ def calibrate(config: DictConfig) -> None:
 
 def train(config: DictConfig) -> None:
     """Train the supernet's smaller levels against the teacher, which stays as it is."""
-    from nas.distillation.supernet import train_supernet
+    from nas.training import SupernetTraining
 
-    bench = Workbench(plain(config))
-    settings = bench.config["train"]
-    bench.distiller.check(bench.task, narrower=bench.space.narrower)
-    with bench.progress("Training the supernet", int(settings["steps"])) as bar:
-        trained = train_supernet(bench.supernet, bench.library, bench.evaluator, settings, bench.seed, bar)
-    path = bench.library_path.with_suffix(".trained.safetensors")
-    trained.library.save(path)
-    print(f"{path}\n{bench.task.quality} of the uniform subnet: {trained.before:.4f} -> {trained.after:.4f}")
-    print("Use it with calibrate.use_trained=true.")
+    SupernetTraining(Workbench(plain(config))).run()
 
 
 def search(config: DictConfig) -> None:

@@ -133,7 +133,7 @@ OPTIONS: Mapping[str, Kinds] = {
     "train": {
         **_CALIBRATE,
         **_DISTIL,
-        "train": {"steps": Count, "random_subnets": Whole, "learning_rate": Positive},
+        "train": Arguments("nas.distillation.supernet_settings:SupernetSettings"),
     },
     "profile": _PROFILE,
     "bundle": {**_PROFILE, "directory": str | None},

@@ -161,11 +161,13 @@ class Workbench:
         from search_spaces.library import Library
 
         path, settings = self.library_path, self.config["calibrate"]
-        trained = path.with_suffix(".trained.safetensors")
-        if settings["use_trained"] and trained.is_file():
-            self.say(f"Reusing the trained supernet {trained}.")
+        if settings["use_trained"]:
+            from nas.training import load_trained
+
             with self.stage("calibrate", reused=True, note="trained supernet"):
-                return Library.load(trained)
+                trained, library = load_trained(path)
+            self.say(f"Reusing the trained supernet {trained}.")
+            return library
         if path.is_file():
             self.say(f"Reusing the calibration {path}.")
             with self.stage("calibrate", reused=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,11 @@ class LinearWeights:
     def out_features(self) -> int:
         """Width of the output."""
         return self.weight.shape[0]
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> LinearWeights:
+        """The same variant with every tensor changed, such as moved to another device."""
+        bias, down = (None if tensor is None else change(tensor) for tensor in (self.bias, self.down))
+        return LinearWeights(change(self.weight), bias, down)
 
     def quantized(self, precision: str, padding: Padding) -> QuantizedProjection | None:
         """The variant as it computes at a precision of `search_spaces.quantized`; None where it has no inputs."""

@@ -117,6 +117,18 @@ class ResidualStream:
         """Drop what was made of the library's tensors: it has others now."""
         self._maps.clear()
 
+    def convert(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Change every tensor that is no part of the model right now, as `Module.to` does with those that are."""
+        self.forget()
+        self._stems = {self._shape.hidden_size: self._parts}
+        for part in self._parts.values():
+            if isinstance(part, nn.Parameter):
+                part.data = change(part.data)
+            else:
+                part._apply(change)
+        for norm in self._norms.values():
+            norm._made.clear()
+
     def coordinates(self, size: int) -> Tensor:
         """Which coordinates of the teacher's stream are kept, in its order."""
         return self._tensor(ORDER)[:size].sort().values

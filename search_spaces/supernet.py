@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
@@ -87,6 +88,18 @@ class Supernet(nn.Module):
         if self._stream is not None:
             self._stream.forget()
         self.activate(self.active)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 (torch's own)
+        """What `to` does to modules: here also to the teacher's projections and the library, which no module owns."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            self._teacher = [{path: weights.mapped(fn) for path, weights in own.items()} for own in self._teacher]
+            self._tensors = {name: fn(tensor) for name, tensor in self._tensors.items()}
+            if self._stream is not None:
+                self._stream.convert(fn)
+        self._quantized.clear()
+        self.activate(self.active)
+        return self
 
     def forward(self, **inputs: Any) -> Any:
         """Run the active subnet as the teacher is run."""

@@ -39,9 +39,14 @@ def forward_precision(precision: ForwardPrecision) -> AbstractContextManager[obj
     """
     if precision not in get_args(ForwardPrecision):
         raise ValueError(f"`precision` must be one of {', '.join(get_args(ForwardPrecision))}, but got {precision!r}.")
-    able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    wanted = precision == "bf16" or (precision == "auto" and bool(able.get("avx512_bf16") or able.get("amx_bf16")))
+    wanted = precision == "bf16" or (precision == "auto" and fast_at_bf16())
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=wanted)
+
+
+def fast_at_bf16() -> bool:
+    """Whether the processor has instructions for bf16."""
+    able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +159,10 @@ def distil(
             parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
         for rows in task.samples.shuffled(split, training.batch_size, seed):
-            spent = _spent(len(losses), started, steps, minutes)
+            spent = spent_share(len(losses), time.monotonic() - started, steps, minutes)
             if spent >= 1:
                 break
-            _set_learning_rate(optimizer, training, spent, len(losses), steps)
+            set_learning_rate(optimizer, training, spent, len(losses), steps)
             loss = distiller(*compared.outputs(distiller.needs, rows), blocks)
             losses.append(loss.item())
             _descend(optimizer, loss, parameters, training, len(losses))
@@ -272,16 +277,17 @@ def _trainable(model: nn.Module, *, freeze_embeddings: bool) -> list[nn.Paramete
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _spent(done: int, started: float, steps: int | None, minutes: float | None) -> float:
+def spent_share(done: int, seconds: float, steps: int | None, minutes: float | None) -> float:
     """Share of the budget that is gone, by whichever of steps and minutes is further."""
     by_steps = done / steps if steps else 0.0
-    by_time = (time.monotonic() - started) / (60 * minutes) if minutes else 0.0
+    by_time = seconds / (60 * minutes) if minutes else 0.0
     return max(by_steps, by_time)
 
 
-def _set_learning_rate(
+def set_learning_rate(
     optimizer: torch.optim.Optimizer, training: TrainSettings, spent: float, done: int, steps: int | None
 ) -> None:
+    """Let the rate grow from 0 while the training warms up, then fall to 0, by the share of it that is over."""
     # The middle of the coming step, so that neither the first nor the last step is one of zero length.
     middle = spent + (0.5 / steps if steps else 0.0)
     rising = middle / training.warmup if training.warmup else 1.0

@@ -69,6 +69,7 @@ SMALL: Mapping[str, Sequence[str]] = {
     "search": [*DATA, *SPACE, *PROFILE, *SEARCH, *FINALISTS],
     "profile": [*DATA, *SPACE, *PROFILE],
     "calibrate": [*DATA, *SPACE, "calibrate.batch_size=8"],
+    "train": [*DATA, *SPACE, "calibrate.batch_size=8", "training.batch_size=8"],
     "export": ["measure.enabled=false", "measure.calibration_samples=4"],
     "evaluate": [*DATA, *CARDS, "measure=false"],
     "compare": [*DATA, *CARDS],
@@ -113,7 +114,7 @@ def shortened(line: str, place: str) -> list[str]:
     small = list(SMALL.get(command, ()))
     if place == "classifier":
         small += CLASSIFIER
-    last: list[str] = []
+    last = ["train.steps=2"] if command == "train" else []
     if command == "search":
         trials = re.search(r"search\.num_trials=(\d+)", line)
         small += [] if "study=" in line else ["study=" + re.sub(r"\W+", "-", line)[-50:].strip("-")]
