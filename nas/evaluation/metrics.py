@@ -144,6 +144,8 @@ def _mcc(rows: Rows) -> float:
     from sklearn.metrics import matthews_corrcoef
 
     labels, chosen, counts = _cells(rows)
+    if len(counts) == 1:  # One class alone has no correlation: 0, as scikit-learn says, which would warn of it.
+        return 0.0
     return float(matthews_corrcoef(labels, chosen, sample_weight=counts))
 
 
