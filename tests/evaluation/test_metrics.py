@@ -104,6 +104,12 @@ class TestRegression:
         assert np.isfinite(found["rmse"])
 
 
+def test_one_class_alone_warns_of_nothing() -> None:
+    logits = np.array([[2.0, 0.0]] * 20)
+    rows = classification_rows(logits, logits, np.zeros(20, dtype=np.int64))
+    assert values(CLASSIFICATION, rows) == {"accuracy": 1, "macro_f1": 1, "mcc": 0, "agreement": 1, "kl": 0}
+
+
 class TestTokens:
     TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 
