@@ -78,9 +78,10 @@ def _explain_override(command: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     if found := re.search(r"Could not override '([^']+)'", text):
         known = sorted(_option_names(command))
-        gone = re.search(r"Key '([^']*)' is not in struct", text)
-        # One that is known is in a block that another option has taken away, or has keys that do not exist.
-        hint = f" There is no {gone[1]!r}." if gone and found[1] in known else suggestion(found[1], known)
+        hint = suggestion(found[1], known)
+        if found[1] in known:  # What is wrong is around it or inside.
+            key = re.search(r"Key '([^']*)' (?:is )?not in", text)
+            hint = f" There is no {key[1]!r}." if key else " Another option takes its block away."
         return f"unknown option {found[1]!r}.{hint}  `nas {command} --help` lists all options."
     if found := re.search(r"Could not (?:find|load) '([\w/]+)/([^/']+)'", text):
         group, name = found[1], found[2]

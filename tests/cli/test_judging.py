@@ -203,7 +203,7 @@ def test_graphs_that_others_exported(small, place, capsys):
     ("wrong", "said"),
     [
         (["candidate={}/nowhere"], "`candidate` must be a model's folder, an .onnx file or a hub name, but"),
-        (["candidate={}/nowhere.onnx"], "nowhere.onnx is not there"),
+        (["candidate={}/nowhere.onnx"], "nowhere.onnx' is not there"),
         (["candidate=nowhere"], "`candidate` must be a folder of `transformers` or a hub name; no model in 'nowhere'"),
         (["candidate={}/world/nowhere"], "world/model"),
         (["show=html"], "`show` must be one of table, markdown, json, but got 'html'"),
@@ -268,7 +268,7 @@ def test_models_of_one_name_are_told_apart():
     [
         (["models={0}/student"], "`models` must list folders or .onnx files"),
         (["models=[]"], "`models` must list folders or .onnx files"),
-        (["models=[{0}/bad.onnx]", "model.path={0}/world/data.csv"], "`model.path` must be a folder or a hub name"),
+        (["models=[{0}/student]", "model.path={0}/world/data.csv"], "`model.path` must be a folder or a hub name"),
         (["models=[{0}/student]", "output={0}/world/data.csv"], "`output` must be a folder"),
     ],
 )

@@ -34,7 +34,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "own-space.md"
         (["root=[a]"], "`root` must be a folder, such as root=runs, but got ['a']."),
         (["root="], "`root` must be a folder, such as root=runs, but got ''."),
         (["root=null"], "`root` must be a folder, such as root=runs, but got null."),
-        (["~task"], "unknown option 'task.data.path'. There is no 'task'."),
+        (["~task"], "unknown option 'task.data.path'. Another option takes its block away."),
         (["--config-dir"], "--config-dir must be followed by its value"),
         (["--help", "task=null"], "`task` must be one of causal_lm, "),
     ],

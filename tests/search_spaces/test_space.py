@@ -116,16 +116,16 @@ def test_variants_are_the_distinct_choices_of_one_block():
     [
         ({"heads": [2, 99]}, "between 1 and the model's heads 4, but got 99"),
         ({"ffn": [0]}, "between 1 and the model's ffn 64, but got 0"),
-        ({"ffn": [1.5]}, r"fraction for `ffn` must be in \(0, 1\]"),
+        ({"ffn": [1.5]}, r"fraction for `choices.ffn` must be in \(0, 1\]"),
         ({"rank_qkv": [33]}, "hidden size 32, but got 33"),
         ({"colour": [1]}, "unknown dimension 'colour'"),
         ({"skip": [1]}, "true and false"),
         ({"precision": ["int3"]}, "must be one of fp32"),
         ({"heads": []}, "at least one choice"),
         ({"heads": ["many"]}, "takes numbers"),
-        ({"hidden_size": [0, 32]}, "`hidden_size` must be between 1 and the model's hidden size 32, but got 0"),
+        ({"hidden_size": [0, 32]}, "`choices.hidden_size` must be between 1 and the model's hidden size 32, but got 0"),
         ({"hidden_size": [40]}, "between 1 and the model's hidden size 32, but got 40"),
-        ({"hidden_size": [12]}, r"`hidden_size` must be a multiple of 8 \(whole heads\), but got 12"),
+        ({"hidden_size": [12]}, r"`choices.hidden_size` must be a multiple of 8 \(whole heads\), but got 12"),
     ],
 )
 def test_choices_that_do_not_fit_are_refused(choices, message):
