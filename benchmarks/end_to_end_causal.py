@@ -44,7 +44,12 @@ OPTIONS = (
     "space.per_block=[skip,heads,ffn]", "calibrate.batch_size=8",
     "profile.num_subnets=16", "profile.held_out=3", "profile.active.start=12", "profile.active.batch=4",
     "profile.active.target=0.02", "profile.transfer=false", "profile.protocol.burst=2", "profile.protocol.chunk_size=4",
+    "+profile.protocol.retries=0",
     "search.sensitivity_evaluations=121", "search.uniform_starts=0", "search.allocated_starts=2",
+)  # fmt: skip
+QUICK = (
+    "profile.num_subnets=8", "profile.active.start=8", "profile.held_out=2", "profile.protocol.burst=1",
+    "task.data.train=16", "task.data.test=32",
 )  # fmt: skip
 LOG_PERPLEXITY = LANGUAGE[0]
 REACH = "target: the interval below 0"
@@ -101,7 +106,7 @@ def main() -> int:
         return 0
     model = data / "smollm2"
     if options.quick:
-        options.steps, options.trials, options.root, options.targets = 4, 5, options.root / "quick", TARGETS[:1]
+        options.steps, options.trials, options.root, options.targets = 4, 5, options.root / "quick", ["1.2x"]
         model = first_blocks(model, options.root / "first_blocks")
     context = common.machine(
         threads=1, steps=options.steps, trials=options.trials, tokens=TOKENS, quick=options.quick, seed=options.seed
@@ -129,7 +134,7 @@ def first_blocks(model: Path, folder: Path, blocks: int = 8) -> Path:
 
 def compete(model: Path, data: Path, options: Any) -> Iterator[tuple[list[Entry], dict[str, list[float]]]]:
     """All sides, ours first, at the first target, the first two and so on, and the teacher's losses of test blocks."""
-    searched = partial(as_study, options.root, model, data)
+    searched = partial(as_study, options, model, data)
     compare = LanguageModels(searched, options.trials, options.steps, options.seed, options.root / "entries")
     makers: dict[str, Callable[[str], Entry]] = {OURS: compare.ours, UNIFORM: compare.uniform}
     makers |= {DROPPED: compare.dropped_layers, SVD: compare.truncated_svd}
@@ -142,10 +147,10 @@ def compete(model: Path, data: Path, options: Any) -> Iterator[tuple[list[Entry]
         yield entries, compare.teacher_rows()
 
 
-def as_study(root: Path, model: Path, data: Path, study: str, *overrides: str) -> SearchBench:
+def as_study(options: Any, model: Path, data: Path, study: str, *overrides: str) -> SearchBench:
     """A search on a prompt's latency."""
     texts = [f"model.path={model}", f"task.data.path={data / 'bible.txt'}"]
-    return search_of(root, study, *OPTIONS, *texts, *overrides)
+    return search_of(options.root, study, *OPTIONS, *(QUICK if options.quick else ()), *texts, *overrides)
 
 
 def results(
