@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from search_spaces.subnet import BlockConfig, SubnetConfig
 from tests.models import tiny
 
 BENCHMARKS = str(Path(__file__).parent.parent / "benchmarks")
@@ -108,3 +109,24 @@ class TestRows:
         assert next(iter(found)) == difference.claim
         assert found["log-perplexity, teacher"].value == 4.0
         assert found["prefill speed-up over the teacher at 1.5x, ours"].value == 1.5
+
+    def test_retention_of_classifiers_is_paired_and_pooled(self, causal: ModuleType) -> None:
+        import end_to_end_classifiers as classifiers
+
+        subnet: Any = None
+        generator = np.random.default_rng(1)
+        teachers = {name: (generator.random(200) < 0.9).astype(float).tolist() for name in ("a", "b")}
+        sides = {
+            name: [causal.Entry(causal.OURS, "4x", subnet, rows={"correct": teachers[name]}, speedup=(4.1, 4.0, 4.2))]
+            for name in teachers
+        }
+        found = {row.claim: row for row in classifiers.results(sides, teachers, {})}
+        pooled = found["accuracy retention pooled at 4x"]
+        assert [pooled.value, pooled.low, pooled.high, pooled.n] == [1.0, 1.0, 1.0, 400]
+        assert found["speed-up over the fp32 teacher, b"].value == 4.1
+
+    def test_entries_are_read_as_they_were_written(self, causal: ModuleType, tmp_path: Path) -> None:
+        block = BlockConfig(9, 3, 96)
+        entry = causal.Entry("ours", "2x", SubnetConfig((block,), 64), rows={"tokens": [3.0]}, decode=(1.2, 1.1, 1.3))
+        entry.write(tmp_path / "entry.json")
+        assert causal.Entry.read(tmp_path / "entry.json") == entry
