@@ -23,10 +23,10 @@ import common
 import numpy as np
 from common import Result
 from end_to_end_chart import draw, table
-from end_to_end_sides import AS_IS, DROPPED, HALF, INT8, OURS, PRUNED, RANDOM, SVD, UNIFORM, Comparison, Entry
+from end_to_end_entries import Entry, search_of
+from end_to_end_sides import AS_IS, DROPPED, HALF, INT8, OURS, PRUNED, RANDOM, SVD, UNIFORM, Comparison
 
 from nas.searching import SearchBench
-from nas.workbench import Workbench
 
 SPEEDUPS = (1.15, 1.6, 2.0, 2.5)
 REACH = {
@@ -151,19 +151,9 @@ def workbench(data: Path, root: Path, study: str, *overrides: str) -> SearchBenc
 
 def searched_by(root: Path, study: str, *overrides: str) -> SearchBench:
     """A search on the int8 device, as the command line makes it."""
-    from hydra import compose, initialize_config_dir
-
-    from nas.commands import plain
-    from nas.config import conf_dir
-    from nas.measuring import DeviceBench
-
-    options = ["experiment=quickstart", f"root={root}", f"study={study}", "device=onnxruntime_cpu_int8"]
+    options = ["experiment=quickstart", "device=onnxruntime_cpu_int8"]
     options += ["objectives.constraints.latency_ms=0.95x", "objectives.constraints.quality='>= 0.6'"]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="search"):
-        bench = Workbench(plain(compose("search", overrides=[*options, *overrides])))
-    made = SearchBench(bench, DeviceBench(bench))
-    made.directory.mkdir(parents=True, exist_ok=True)
-    return made
+    return search_of(root, study, *options, *overrides)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ import common
 import numpy as np
 from common import Result
 from end_to_end import searched_by
-from end_to_end_sides import AS_IS, DROPPED, INT8, OURS, Comparison, Entry
+from end_to_end_entries import Entry
+from end_to_end_sides import AS_IS, DROPPED, INT8, OURS, Comparison
 from report_card import task_options
 from teachers import teacher_of
 
@@ -37,7 +38,7 @@ TARGETS = ("2.5x", "4x")
 REACH = {"2.5x": ">= .99, lower bound >= .98", "4x": ">= .97, lower bound >= .955"}
 RETENTION = ratio_of("retention", "own", "teacher")
 POOLED = "pooled"
-Hits = Mapping[str, Sequence[int]]
+Answers = Sequence[float]  # 1 where the class is right.
 
 
 def main() -> int:
@@ -66,7 +67,7 @@ def main() -> int:
     return 0
 
 
-def compete(name: str, data: Path, options: Any) -> tuple[list[Entry], list[int]]:
+def compete(name: str, data: Path, options: Any) -> tuple[list[Entry], Answers]:
     """All sides on one task, ours first, and which test samples the fp32 teacher gets right."""
     teacher_of(name, data)
     task = [*task_options(name, data), f"model.path={data / f'minilm_{name}'}", "distiller=logits"]
@@ -78,7 +79,7 @@ def compete(name: str, data: Path, options: Any) -> tuple[list[Entry], list[int]
     entries = [compare.entry(*each) for each in wanted]
     entries.append(compare.entry(INT8, AS_IS, compare.quantised_teacher, steps=0))
     compare.measure(entries)
-    return entries, compare.teacher_hits()
+    return entries, compare.teacher_rows()["correct"]
 
 
 def as_study(root: Path, name: str, task: Sequence[str], study: str, *overrides: str) -> SearchBench:
@@ -86,18 +87,20 @@ def as_study(root: Path, name: str, task: Sequence[str], study: str, *overrides:
     return searched_by(root, f"{name}_{study}", *task, *overrides)
 
 
-def results(sides: Mapping[str, Sequence[Entry]], teachers: Hits, context: Mapping[str, Any]) -> Iterator[Result]:
+def results(
+    sides: Mapping[str, Sequence[Entry]], teachers: Mapping[str, Answers], context: Mapping[str, Any]
+) -> Iterator[Result]:
     """Retention of each task, then of both, then speed-ups."""
     keys = [(entry.side, entry.target) for entry in next(iter(sides.values()))]
     for side, target in keys:
         of = {name: next(e for e in entries if (e.side, e.target) == (side, target)) for name, entries in sides.items()}
         own = {**context, "side": side, "target": target}
         for name, entry in of.items():
-            beside = {"accuracy": round(float(np.mean(entry.hits)), 4), "measured ms": entry.latency_ms,
+            beside = {"accuracy": round(float(np.mean(entry.rows["correct"])), 4), "measured ms": entry.latency_ms,
                       "teacher's accuracy": round(float(np.mean(teachers[name])), 4)}  # fmt: skip
-            yield retention(name, target, [entry.hits], [teachers[name]], {**own, **beside})
+            yield retention(name, target, [entry.rows["correct"]], [teachers[name]], {**own, **beside})
         if len(of) > 1:
-            hits = [entry.hits for entry in of.values()]
+            hits = [entry.rows["correct"] for entry in of.values()]
             yield retention(POOLED, target, hits, [teachers[name] for name in of], own)
         for name, entry in of.items():
             ratio, low, high = entry.speedup
@@ -105,7 +108,11 @@ def results(sides: Mapping[str, Sequence[Entry]], teachers: Hits, context: Mappi
 
 
 def retention(
-    name: str, target: str, own: Sequence[Sequence[int]], teacher: Sequence[Sequence[int]], context: Mapping[str, Any]
+    name: str,
+    target: str,
+    own: Sequence[Sequence[float]],
+    teacher: Sequence[Sequence[float]],
+    context: Mapping[str, Any],
 ) -> Result:
     """The share of the teacher's accuracy that is kept, with its paired interval."""
     rows = {"own": np.concatenate(own).astype(float), "teacher": np.concatenate(teacher).astype(float)}

@@ -1,28 +1,18 @@
-"""The sides of `end_to_end.py`: our subnets, and what people would use instead, made, distilled and judged alike."""
+"""The sides of end-to-end comparisons: our subnets, and what people would use instead, sized for one latency."""
 
 from __future__ import annotations
 
-import json
-import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import peers
+from end_to_end_entries import Entries, Entry, file_name
 
-from latency_models.backends.base import make_backend
-from latency_models.backends.graph_students import student_graph
-from latency_models.backends.quantize import quantize_int8
-from latency_models.device import Device
-from latency_models.measurement import Measurement, speedup
-from latency_models.profiler import Profiler
-from nas.evaluation.evaluate import evaluate_model, onnx_run, predict
-from nas.evaluation.metrics import SAMPLES
+from nas.evaluation.aspects import lower_is_better
 from nas.searching import SearchBench
+from search_spaces.cost import costs
 from search_spaces.subnet import SKIPPED, BlockConfig, SubnetConfig
 
 HALF = "50% encoder parameters"
@@ -32,65 +22,40 @@ OURS, RANDOM = "ours", "ours, random search"
 UNIFORM, DROPPED, SVD = "uniform, calibrated like ours", "layers dropped", "truncated SVD"
 PRUNED = {"taylor": "Torch-Pruning taylor", "l2": "Torch-Pruning l2"}
 MARGIN = 1.01  # Sizes are chosen by predictions, which are off by a percent or two.
+# A subnet that stands for a model, and what makes the model.
+Offer = tuple[SubnetConfig, Callable[[], Any]]
 
 
-@dataclass
-class Entry:
-    """One model of one side, for one target; of a stored one only the graph is left.
-
-    `hits` says of every test sample whether the int8 graph's class is right, for classifiers.
-    """
-
-    side: str
-    target: str
-    subnet: SubnetConfig
-    model: Any = None
-    untrained: dict[str, float] = field(default_factory=dict)
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    hits: list[int] = field(default_factory=list)
-    speedup: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    latency_ms: float = 0.0
-    samples: int = 0
-
-    @classmethod
-    def read(cls, path: Path) -> Entry:
-        """What an earlier run stored."""
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        stored["subnet"] = SubnetConfig.from_dict(stored["subnet"])
-        return cls(**{**stored, "speedup": tuple(stored["speedup"])})
-
-    def write(self, path: Path) -> None:
-        """Keep everything but the model."""
-        kept = {**asdict(Entry(**{**self.__dict__, "model": None})), "subnet": self.subnet.to_dict()}
-        path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-
-
-class Comparison:
+class Comparison(Entries):
     """All sides on one search's workbench.
 
     Args:
-        searched: Makes a search on the int8 device, of a study's name and overrides.
+        searched: Makes a search on the device, of a study's name and overrides.
         trials: Evaluations of every search.
         steps: Of distillation, for every side.
         seed: Of searches and distillation.
         folder: Where finished entries are kept: a run that was broken off goes on behind them.
-        whole: Whether the teacher that latencies are held against is the fp32 one; else the int8 one.
+        whole: Whether the teacher that latencies are held against is the fp32 one; else the deployed one.
     """
+
+    # Whether sizes are measured to meet a target, too, before they are taken; else others' are predicted alone.
+    checked: ClassVar[bool] = False
+    # By how much faster than its target a search's subnets are to be.
+    searched_margin: ClassVar[float] = 1.0
+    # Steps between two sizes of truncated SVD, in shares of the rank that saves nothing.
+    svd_step: ClassVar[float] = 0.05
 
     def __init__(
         self, searched: Callable[..., SearchBench], trials: int, steps: int, seed: int, folder: Path, *,
         whole: bool = False,
     ) -> None:  # fmt: skip
-        self.searched, self.trials, self.steps, self.seed = searched, trials, steps, seed
-        self.search = searched(f"device_{seed}", f"seed={seed}")
-        self.bench, self.folder, self.whole = self.search.bench, folder, whole
-        folder.mkdir(parents=True, exist_ok=True)
-        self.calibration = list(self.bench.task.batches("calibration", 32))
+        super().__init__(searched, steps, seed, folder, whole=whole)
+        self.trials = trials
         shape = self.bench.space.shape
         self.full = BlockConfig(shape.heads, shape.kv_heads, shape.ffn)
 
     def latency(self, subnets: Sequence[SubnetConfig]) -> Any:
-        """Predicted int8 latencies, in ms."""
+        """Predicted latencies on the device, in ms."""
         return self.search.device.fitted.predictor.predict(subnets).value
 
     def fits(self, target: str, margin: float = MARGIN) -> Callable[[Sequence[SubnetConfig]], Any]:
@@ -105,7 +70,7 @@ class Comparison:
         return able
 
     def share(self, target: str) -> float:
-        """Of the int8 teacher's latency that a target permits."""
+        """Of the deployed teacher's latency that a target permits."""
         return self.slower / float(target.removesuffix("x"))
 
     @property
@@ -115,40 +80,49 @@ class Comparison:
         return other + int(0.502 * (int(self._parameters([self.bench.space.teacher])[0]) - other))
 
     def _parameters(self, subnets: Sequence[SubnetConfig]) -> Any:
-        from search_spaces.cost import costs
-
         return costs(self.bench.space.shape, subnets, self.bench.workload).parameters
 
     def meets(self, target: str, subnet: SubnetConfig) -> bool:
         """Whether a subnet of the supernet is measured to meet a target."""
-        if target == HALF:
-            return True
-        measured = speedup(next(iter(self._measured([quantize_int8(self.search.device.graph(subnet))])))[1])
-        return measured is not None and measured.value >= float(target.removesuffix("x"))
+        graph = self.search.device.graph
+        return target == HALF or self.measured(self.deployed(graph(subnet))) >= float(target.removesuffix("x"))
 
-    @cached_property
-    def slower(self) -> float:
-        """How many times slower than the int8 teacher the one is that latencies are held against, measured."""
-        if not self.whole:
-            return 1.0
-        int8 = quantize_int8(self.search.device.graph(self.bench.space.teacher))
-        ratio = speedup(next(iter(self._measured([int8])))[1])
-        assert ratio is not None
-        return ratio.value
+    def largest(self, target: str, offers: Sequence[Offer]) -> tuple[SubnetConfig, Any]:
+        """The first of some sizes, largest first, that meets a target; the last one where none does.
+
+        Where sizes are `checked`, the one that is predicted to is measured, predictions are put right by what was
+        found, and from there on sizes are measured until one meets the target.
+        """
+        able = self.fits(target)([subnet for subnet, _ in offers])
+        first = next((at for at, fits in enumerate(able) if fits), len(offers) - 1)
+        subnet, make = offers[first]
+        model = make()
+        if not self.checked:
+            return subnet, model
+        wanted, found = float(target.removesuffix("x")), self.measured(self.graph(model, subnet))
+        ratios = self.latency([subnet])[0] / self.latency([one for one, _ in offers])
+        for at in range(next((i for i, r in enumerate(ratios) if found * r >= wanted), len(offers) - 1), len(offers)):
+            if at != first:
+                model = offers[at][1]()
+                found = self.measured(self.graph(model, offers[at][0]))
+            if found >= wanted:
+                break
+            first = -1  # Of a model that was made before nothing is left.
+        return offers[at][0], model
 
     # -- sides ------------------------------------------------------------------------------------------------------
 
     def ours(self, target: str, side: str = OURS, *overrides: str) -> Entry:
         """The best of a search for this target that is measured to meet it, refitted as a whole."""
-        latency = 0.95 if target == HALF else self.share(target)
+        latency = 0.95 if target == HALF else self.share(target) / self.searched_margin
         wanted = ["objectives=quality_under_latency", f"objectives.constraints.latency_ms={latency}x"]
         # The limit is where half of all subnets meet it; which of them do is measured.
         wanted += ["objectives.confidence=0.01", f"search.num_trials={self.trials}", f"seed={self.seed}"]
         wanted += [f"+objectives.constraints.parameters={self.half}"] * (target == HALF)
-        name = re.sub(r"[^a-z0-9.]+", "_", f"{side} {target}".lower())
-        found = self.searched(f"{name}_{self.seed}", *wanted, *overrides).run().candidates
-        able, quality = self.fits(target, 1.0), self.bench.task.quality
-        ranked = sorted((c for c in found if able([c.subnet])[0]), key=lambda c: -c.metrics[quality])
+        found = self.searched(f"{file_name(side, target)}_{self.seed}", *wanted, *overrides).run().candidates
+        able, task = self.fits(target, 1.0), self.bench.task
+        sign = 1 if lower_is_better(task.quality, task) else -1
+        ranked = sorted((c for c in found if able([c.subnet])[0]), key=lambda c: sign * c.metrics[task.quality])
         best = next(candidate for candidate in ranked if self.meets(target, candidate.subnet))
         return Entry(side, target, best.subnet, self.bench.finalist(best.subnet))
 
@@ -168,122 +142,45 @@ class Comparison:
 
     def torch_pruning(self, target: str, importance: Any) -> Entry:
         """The least pruning of Torch-Pruning that meets the target."""
-        able, full = self.fits(target), self.full
-        for heads in range(full.heads, 0, -1):
-            width = max(8, round(full.ffn * heads / full.heads / 8) * 8)
-            subnet = SubnetConfig((BlockConfig(heads, heads, width),) * self._blocks, self._hidden)
-            if able([subnet])[0]:
-                break
-        shares = (1 - heads / full.heads, 1 - width / full.ffn)
-        model = peers.torch_pruning(self.bench.teacher, importance, *shares, self.calibration)
-        return Entry(PRUNED[importance], target, subnet, model)
+        full, texts = self.full, list(self.bench.task.batches("calibration", 32))
+        widths = {heads: max(8, round(full.ffn * heads / full.heads / 8) * 8) for heads in range(full.heads, 0, -1)}
+
+        def pruned(heads: int) -> Any:
+            shares = (1 - heads / full.heads, 1 - widths[heads] / full.ffn)
+            return peers.torch_pruning(self.bench.teacher, importance, *shares, texts)
+
+        offers = [(self._same(BlockConfig(h, h, width)), lambda h=h: pruned(h)) for h, width in widths.items()]
+        return Entry(PRUNED[importance], target, *self.largest(target, offers))
 
     def dropped_layers(self, target: str) -> Entry:
         """The most evenly spaced layers that meet the target."""
-        able = self.fits(target)
+        offers = []
         for keep in range(self._blocks, 0, -1):
-            model, kept = peers.dropped_layers(self.bench.teacher, keep)
+            kept = peers.evenly_spaced(self._blocks, keep)
             blocks = tuple(self.full if i in kept else SKIPPED for i in range(self._blocks))
-            subnet = SubnetConfig(blocks, self._hidden)
-            if able([subnet])[0]:
-                break
-        return Entry(DROPPED, target, subnet, model)
+            offers.append(
+                (SubnetConfig(blocks, self._hidden), lambda kept=kept: peers.dropped_layers(self.bench.teacher, kept))
+            )
+        return Entry(DROPPED, target, *self.largest(target, offers))
 
     def truncated_svd(self, target: str) -> Entry:
         """The largest rank of plain SVD, the same share everywhere, that meets the target."""
-        able, full = self.fits(target), self.full
-        for share in np.arange(0.95, 0.04, -0.05):
-            model = peers.truncated_svd(self.bench.teacher, float(share))
-            block = model.encoder.layer[0]
-            ranks = [
-                block.get_submodule(path)[0].out_features
-                for path in ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
-            ]
-            subnet = SubnetConfig(
-                (BlockConfig(full.heads, full.kv_heads, full.ffn, *ranks),) * self._blocks, self._hidden
-            )
-            if able([subnet])[0]:
-                break
-        return Entry(SVD, target, subnet, model)
+        full, teacher = self.full, self.bench.teacher
+        offers = []
+        for share in np.arange(0.95, 0.04, -self.svd_step).tolist():
+            # Keys and values of fewer heads have a lower rank than queries; it only sizes the prediction.
+            ranks = peers.svd_ranks(teacher, share)
+            block = BlockConfig(full.heads, full.kv_heads, full.ffn, *ranks)
+            offers.append((self._same(block), lambda share=share: peers.truncated_svd(teacher, share)))
+        return Entry(SVD, target, *self.largest(target, offers))
 
     def quantised_teacher(self) -> Entry:
         """What int8 does without us."""
         return Entry(INT8, AS_IS, self.bench.space.teacher, self.bench.teacher)
 
-    # -- judging ----------------------------------------------------------------------------------------------------
-
-    def entry(self, side: str, target: str, make: Callable[[], Entry], steps: int | None = None) -> Entry:
-        """One that an earlier run finished, or one that is made, distilled and judged now.
-
-        Args:
-            side: Whose.
-            target: What it meets.
-            make: Makes it.
-            steps: Of distillation; those of all sides by default.
-        """
-        path = self.path(side, target)
-        if path.is_file() and path.with_suffix(".onnx").is_file():
-            return Entry.read(path)
-        entry = make()
-        self._train(entry, self.steps if steps is None else steps)
-        path.with_suffix(".onnx").write_bytes(self._graph(entry).SerializeToString())
-        entry.write(path)
-        return replace(entry, model=None)
-
-    def path(self, side: str, target: str) -> Path:
-        """Where an entry is kept; its int8 graph lies beside it."""
-        name = re.sub(r"[^a-z0-9.]+", "_", f"{side} {target}".lower())
-        return self.folder / f"{name}_{self.seed}_{self.steps}.json"
-
-    def _train(self, entry: Entry, steps: int) -> None:
-        """Judge as it is, distil, and judge again, in fp32 and as the int8 graph."""
-        bench = self.bench
-        evaluator, task = bench.evaluator, bench.task
-        entry.untrained = evaluate_model(entry.model, task, evaluator.teacher, "test")
-        if steps:
-            evaluator.distil(entry.subnet, steps=steps, seed=self.seed, model=entry.model)
-        entry.metrics["fp32"] = evaluate_model(entry.model, task, evaluator.teacher, "test")
-        entry.metrics["int8"], entry.hits = self._deployed(self._graph(entry))
-        print(entry.side, entry.target, entry.untrained, entry.metrics, file=sys.stderr, flush=True)
-
-    def _deployed(self, graph: Any) -> tuple[dict[str, float], list[int]]:
-        """Metrics of a graph on the test split, at the batch size of its deployment, and of a classifier its hits."""
-        task, teacher = self.bench.task, self.bench.evaluator.teacher
-        outputs = predict(onnx_run(graph.SerializeToString(), task), task, "test", batch_size=1, teacher=teacher)
-        rows = task.tables("test", outputs, teacher.main("test"))[SAMPLES]
-        return task.metrics("test", outputs, teacher.main("test")), [int(hit) for hit in rows.get("correct", ())]
-
-    def teacher_hits(self) -> list[int]:
-        """Which test samples a classifier's fp32 teacher gets right."""
-        task, main = self.bench.task, self.bench.evaluator.teacher.main("test")
-        return [int(hit) for hit in task.tables("test", main, main)[SAMPLES]["correct"]]
-
-    def _graph(self, entry: Entry) -> Any:
-        """The deployed int8 graph."""
-        template = self.search.device.compiler.template
-        return quantize_int8(student_graph(template, self.bench.task.deployable(entry.model), entry.subnet.kept))
-
-    def measure(self, entries: Sequence[Entry]) -> None:
-        """Interleaved with the teacher."""
-        files = [self.path(entry.side, entry.target) for entry in entries]
-        for index, found in self._measured([str(file.with_suffix(".onnx")) for file in files]):
-            entries[index].latency_ms, entries[index].samples = found.p50, found.n
-            ratio = speedup(found)
-            assert ratio is not None
-            entries[index].speedup = (ratio.value, ratio.low, ratio.high)
-            entries[index].write(files[index])
-
-    def _measured(self, graphs: Sequence[Any]) -> Iterator[tuple[int, Measurement]]:
-        """Graphs, each beside the teacher."""
-        backend, inputs = make_backend(Device("cpu", "onnxruntime", threads=1)), self.search.device.inputs
-
-        def compiled(graph: Any) -> Callable[[], Any]:
-            return lambda: backend.compile(graph, inputs)
-
-        teacher = self.search.device.graph(self.bench.space.teacher)
-        reference = compiled(teacher if self.whole else quantize_int8(teacher))
-        profiler = Profiler(warmup_seconds=0.2, burst=5, min_visits=10, max_seconds=2.0, chunk_size=8, retries=0)
-        yield from profiler.measure([(index, compiled(graph)) for index, graph in enumerate(graphs)], reference)
+    def _same(self, block: BlockConfig) -> SubnetConfig:
+        """The same block everywhere."""
+        return SubnetConfig((block,) * self._blocks, self._hidden)
 
     @property
     def _blocks(self) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -62,25 +63,27 @@ def torch_pruning(
     return model.requires_grad_(False).eval()
 
 
-def dropped_layers(teacher: nn.Module, keep: int) -> tuple[nn.Module, list[int]]:
-    """Evenly spaced blocks stay (DistilBERT; Sanh et al. 2019, arXiv 1910.01108); the model and their indices."""
+def evenly_spaced(blocks: int, keep: int) -> list[int]:
+    """Which blocks stay where so many do (DistilBERT; Sanh et al. 2019, arXiv 1910.01108)."""
+    return sorted({round(i * (blocks - 1) / max(keep - 1, 1)) for i in range(keep)})
+
+
+def dropped_layers(teacher: nn.Module, kept: Sequence[int]) -> nn.Module:
+    """Some of the blocks, as they are."""
     model = copy.deepcopy(teacher)
-    blocks = list(blocks_of(model))
-    kept = sorted({round(i * (len(blocks) - 1) / max(keep - 1, 1)) for i in range(keep)})
-    keep_blocks(model, blocks, kept, None)
-    return model.eval(), kept
+    keep_blocks(model, list(blocks_of(model)), kept, getattr(model.config, "layer_types", None))
+    return model.eval()
 
 
 def truncated_svd(teacher: nn.Module, share: float) -> nn.Module:
     """Every projection in two factors, their rank this share of the break-even rank; plain SVD of the weights."""
     model = copy.deepcopy(teacher)
-    family = family_of(model)
-    for block in blocks_of(model):
-        for path in family.projections:
+    for number, block in enumerate(blocks_of(model)):
+        for path in family_of(model).projections:
             linear: Any = block.get_submodule(path)
             out, inner = linear.weight.shape
-            rank = max(1, int(share * out * inner / (out + inner)))
-            left, values, right = torch.linalg.svd(linear.weight.detach(), full_matrices=False)
+            rank = _rank(linear, share)
+            left, values, right = _factors(teacher)[f"{number}.{path}"]
             down, up = nn.Linear(inner, rank, bias=False), nn.Linear(rank, out, bias=linear.bias is not None)
             with torch.no_grad():
                 up.weight.copy_(left[:, :rank] * values[:rank].sqrt())
@@ -89,6 +92,31 @@ def truncated_svd(teacher: nn.Module, share: float) -> nn.Module:
                     up.bias.copy_(linear.bias)
             block.set_submodule(path, nn.Sequential(down, up))
     return model.requires_grad_(False).eval()
+
+
+def svd_ranks(teacher: nn.Module, share: float) -> tuple[int, int, int, int]:
+    """Ranks that `truncated_svd` gives queries, the attention's output, and the FFN's input and output."""
+    family, block = family_of(teacher), blocks_of(teacher)[0]
+    query, written, read, out = (
+        _rank(block.get_submodule(path), share)
+        for path in (family.query, family.attention_out, family.ffn_in[0], family.ffn_out)
+    )
+    return query, written, read, out
+
+
+def _rank(linear: Any, share: float) -> int:
+    out, inner = linear.weight.shape
+    return max(1, int(share * out * inner / (out + inner)))
+
+
+@lru_cache(maxsize=1)
+def _factors(teacher: nn.Module) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """The SVD of every projection, computed once: hundreds of matrices take minutes."""
+    return {
+        f"{number}.{path}": torch.linalg.svd(block.get_submodule(path).weight.detach(), full_matrices=False)
+        for number, block in enumerate(blocks_of(teacher))
+        for path in family_of(teacher).projections
+    }
 
 
 def encoder_parameters(model: nn.Module) -> int:

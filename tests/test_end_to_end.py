@@ -1,0 +1,132 @@
+"""How the end-to-end comparisons of the benchmarks choose sizes and draw intervals."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from search_spaces.subnet import BlockConfig, SubnetConfig
+from tests.models import tiny
+
+BENCHMARKS = str(Path(__file__).parent.parent / "benchmarks")
+
+
+@pytest.fixture(scope="module")
+def causal() -> Iterator[ModuleType]:
+    sys.path.insert(0, BENCHMARKS)
+    import end_to_end_causal
+
+    yield end_to_end_causal
+    sys.path.remove(BENCHMARKS)
+
+
+class TestSizes:
+    """A side offers 20 sizes, of which size ``n`` is predicted to take ``n`` ms; the teacher takes 20."""
+
+    @pytest.mark.parametrize(
+        ("bias", "checked", "expected", "measurements"),
+        [(1.0, False, 9, 0), (1.0, True, 10, 2), (1.3, True, 7, 2), (0.8, True, 12, 2), (9.0, True, 1, 2)],
+    )
+    def test_the_largest_that_is_measured_to_meet_its_target(
+        self, causal: ModuleType, bias: float, *, checked: bool, expected: int, measurements: int
+    ) -> None:
+        measured = []
+
+        class Sides(causal.LanguageModels):  # type: ignore[name-defined,misc]
+            def __init__(self) -> None:
+                pass
+
+            def fits(self, target: str, margin: float = 1.01) -> Any:
+                return lambda sizes: [size <= 20 / float(target[:-1]) / margin for size in sizes]
+
+            def latency(self, subnets: Any) -> Any:
+                return np.array(subnets, dtype=float)
+
+            def graph(self, model: Any, subnet: Any) -> Any:
+                assert model == f"model {subnet}"
+                return subnet
+
+            def measured(self, graph: Any) -> float:
+                measured.append(graph)
+                return 20 / (graph * bias)
+
+        Sides.checked = checked
+        offers = [(size, lambda size=size: f"model {size}") for size in range(20, 0, -1)]
+        assert Sides().largest("2x", offers) == (expected, f"model {expected}")
+        assert len(measured) == measurements
+
+    def test_what_evenly_spaced_layers_and_ranks_are(self, causal: ModuleType) -> None:
+        import peers
+
+        assert peers.evenly_spaced(30, 30) == list(range(30))
+        assert peers.evenly_spaced(30, 3) == [0, 14, 29]
+        teacher = tiny("llama", 3, language_model=True)
+        cut = peers.truncated_svd(teacher, 0.5)
+        block = cut.model.layers[0]
+        paths = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+        ranks = tuple(block.get_submodule(path)[0].out_features for path in paths)
+        assert ranks == peers.svd_ranks(teacher, 0.5)
+        down, up = cut.model.layers[1].mlp.up_proj
+        whole = teacher.model.layers[1].mlp.up_proj.weight
+        error = (up.weight @ down.weight - whole).square().sum()
+        values = np.linalg.svd(whole.detach().numpy(), compute_uv=False)
+        assert error.item() == pytest.approx((values[down.out_features :] ** 2).sum(), rel=1e-3)
+
+
+class TestRows:
+    def test_differences_are_paired_over_blocks(self, causal: ModuleType) -> None:
+        generator = np.random.default_rng(0)
+        hard, tokens = generator.normal(200, 60, 64), [63.0] * 64
+        own = {"surprise": hard.tolist(), "tokens": tokens}
+        worse = {"surprise": (hard + 63 * generator.normal(0.1, 0.02, 64)).tolist(), "tokens": tokens}
+        found = causal.difference(own, worse)
+        assert -0.12 < found.low < found.value < found.high < -0.08
+        alone = causal.log_perplexity(own)
+        assert alone.high - alone.low > 0.3
+
+    def test_every_side_is_told_of_beside_ours(self, causal: ModuleType) -> None:
+        subnet: Any = None
+        rows = {"surprise": [2.0, 4.0, 6.0], "tokens": [1.0, 1.0, 1.0]}
+        worse = {"surprise": [3.0, 5.0, 7.0], "tokens": [1.0, 1.0, 1.0]}
+        sides = {causal.OURS: rows, causal.DROPPED: worse}
+        entries = [
+            causal.Entry(
+                side, target, subnet, rows=found, metrics={"fp32": {"kl": 0.5}}, untrained={"log_perplexity": 5.0},
+                speedup=(1.5, 1.4, 1.6), samples=9,
+            )
+            for target in ("1.5x", "1.2x") for side, found in sides.items()
+        ]  # fmt: skip
+        found = {row.claim: row for row in causal.results(entries, rows, {})}
+        difference = found["log-perplexity difference at 1.2x, layers dropped"]
+        assert [difference.value, difference.low, difference.high] == pytest.approx([-1.0] * 3)
+        assert difference.n == 3
+        assert next(iter(found)) == difference.claim
+        assert found["log-perplexity, teacher"].value == 4.0
+        assert found["prefill speed-up over the teacher at 1.5x, ours"].value == 1.5
+
+    def test_retention_of_classifiers_is_paired_and_pooled(self, causal: ModuleType) -> None:
+        import end_to_end_classifiers as classifiers
+
+        subnet: Any = None
+        generator = np.random.default_rng(1)
+        teachers = {name: (generator.random(200) < 0.9).astype(float).tolist() for name in ("a", "b")}
+        sides = {
+            name: [causal.Entry(causal.OURS, "4x", subnet, rows={"correct": teachers[name]}, speedup=(4.1, 4.0, 4.2))]
+            for name in teachers
+        }
+        found = {row.claim: row for row in classifiers.results(sides, teachers, {})}
+        pooled = found["accuracy retention pooled at 4x"]
+        assert [pooled.value, pooled.low, pooled.high, pooled.n] == [1.0, 1.0, 1.0, 400]
+        assert found["speed-up over the fp32 teacher, b"].value == 4.1
+
+    def test_entries_are_read_as_they_were_written(self, causal: ModuleType, tmp_path: Path) -> None:
+        block = BlockConfig(9, 3, 96)
+        entry = causal.Entry("ours", "2x", SubnetConfig((block,), 64), rows={"tokens": [3.0]}, decode=(1.2, 1.1, 1.3))
+        entry.write(tmp_path / "entry.json")
+        assert causal.Entry.read(tmp_path / "entry.json") == entry
