@@ -49,7 +49,7 @@ OPTIONS = (
 )  # fmt: skip
 QUICK = (
     "profile.num_subnets=8", "profile.active.start=8", "profile.held_out=2", "profile.protocol.burst=1",
-    "task.data.train=16", "task.data.test=32",
+    "task.data.train=16", "task.data.test=32", "search.sensitivity_evaluations=33",
 )  # fmt: skip
 LOG_PERPLEXITY = LANGUAGE[0]
 REACH = "target: the interval below 0"
