@@ -30,7 +30,7 @@ def refused(arguments, root, capsys) -> str:
         ("search.sensitivity_evaluations=12", "`search.sensitivity_evaluations` must be at least 13 for this space"),
         ("finalists.count=0", "`finalists.count` must be a whole number >= 1, but got 0"),
         ("finalists.minutes=-1", "`finalists.minutes` must be a number >= 0 or null"),
-        ("finalists.protocol.burst=0", "`burst` must be a whole number >= 1"),
+        ("finalists.protocol.burst=0", "`finalists.protocol.burst` must be a whole number >= 1"),
         ("+finalists.protocol.isolate=true", "`finalists.protocol.isolate` must be false"),
         ("objectives=[quality,energy_mj]", "`profile.meters` must have 'energy_mj'"),
         ("+objectives.constraints.latncy_ms=1", "nothing is known by the name 'latncy_ms'; can be asked for: cosine, "),
@@ -67,8 +67,8 @@ def test_metrics_of_groups_are_tried_on_the_teacher_first(tmp_path, capsys, labe
     small = world(tmp_path / "world", labels)
     least = 50 if labels == 2 else 10
     arguments = [
-        "search", "task=text_classification", "distiller=logits", f"model.path={small.task.model}",
-        f"task.data.path={small.task.data.path}", "task.data.group_columns=[group]", "task.data.calibration=16",
+        "search", "task=text_classification", "task.max_length=32", "distiller=logits",
+        f"model.path={small.task.model}", f"task.data.path={small.task.data.path}", "task.data.group_columns=[group]", "task.data.calibration=16",
         "task.data.validation=60", "task.data.test=120", "calibrate.batch_size=8", "workload.sequence_length=16",
         f"+objectives.constraints.{asked}=0.5", f"evaluation.fairness.min_samples={least}",
     ]  # fmt: skip
