@@ -68,7 +68,8 @@ def test_metrics_of_groups_are_tried_on_the_teacher_first(tmp_path, capsys, labe
     least = 50 if labels == 2 else 10
     arguments = [
         "search", "task=text_classification", "task.max_length=32", "distiller=logits",
-        f"model.path={small.task.model}", f"task.data.path={small.task.data.path}", "task.data.group_columns=[group]", "task.data.calibration=16",
+        f"model.path={small.task.model}", f"task.data.path={small.task.data.path}",
+        "task.data.group_columns=[group]", "task.data.calibration=16",
         "task.data.validation=60", "task.data.test=120", "calibrate.batch_size=8", "workload.sequence_length=16",
         f"+objectives.constraints.{asked}=0.5", f"evaluation.fairness.min_samples={least}",
     ]  # fmt: skip
