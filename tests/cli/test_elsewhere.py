@@ -49,7 +49,9 @@ def test_a_device_elsewhere_needs_a_bundle_first(root, capsys):
     assert "write a bundle with `nas bundle`" in capsys.readouterr().err
 
 
-def test_results_that_come_back_make_a_predictor(root, measured, capsys):
+def test_results_that_come_back_make_a_predictor(root, measured, capsys, monkeypatch):
+    # On a busy machine rows are measured at another pace than the others, which do not count: not what is tried here.
+    monkeypatch.setattr("latency_models.profile.BROKEN", float("inf"))
     results = measured / "results.jsonl"
     assert run(smoke(root, "profile", "device=pi4", *SMALL, f"profile.import={results}", "progress=plain")) == 0
     said = capsys.readouterr()

@@ -130,7 +130,7 @@ def test_a_correlation_that_is_undefined_is_null(small, place, capsys, label):
         assert metrics[name]["retention"] is None
     assert metrics["rmse"]["value"]["value"] > 0
     assert "undefined" in told.out
-    assert "spearman undefined on 120 samples" in (out / "model_card.md").read_text()
+    assert "spearman undefined on 120 texts" in (out / "model_card.md").read_text()
     assert "Warning" not in told.err
 
 
