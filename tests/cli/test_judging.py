@@ -245,7 +245,7 @@ def test_labels_that_are_fewer_than_the_heads_are_told(small, place, capsys):
     ("wrong", "said"),
     [
         ("workload.sequence_length=512", "`workload.sequence_length` must be at most"),
-        ("protocol.burst=0", "`burst` must be a whole number >= 1, but got 0"),
+        ("protocol.burst=0", "`protocol.burst` must be a whole number >= 1, but got 0"),
         ("+protocol.bursts=3", "bursts"),
     ],
 )
