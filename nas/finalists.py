@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from latency_models.measurement import Measurement
     from latency_models.profiler import Profiler
     from latency_models.session import Compile
+    from nas.progress import Progress
     from nas.workbench import Workbench
+    from search_spaces.space import SearchSpace
     from search_spaces.subnet import SubnetConfig
 
 Key = tuple[str, str]
@@ -29,16 +31,22 @@ class Budget:
     Args:
         steps: Distillation steps, or 0 or None for no limit.
         minutes: Minutes, or 0 or None for no limit.
+        stages: 2 distils subnets from which more than half of the blocks' parameters is gone half-way first.
     """
 
     steps: int | None
     minutes: float | None
+    stages: int = 1
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Budget:
-        """``finalists.steps`` and ``finalists.minutes``."""
-        steps, minutes = settings["steps"], settings["minutes"]
-        return cls(steps or None, minutes or None)
+        """``finalists.steps``, ``finalists.minutes`` and ``finalists.stages``."""
+        return cls(settings["steps"] or None, settings["minutes"] or None, settings["stages"])
+
+    @property
+    def half(self) -> Budget:
+        """That of each of two stages."""
+        return Budget(self.steps and max(1, self.steps // 2), self.minutes and self.minutes / 2)
 
     def __bool__(self) -> bool:
         return bool(self.steps or self.minutes)
@@ -62,7 +70,10 @@ def distil_finalist(bench: Workbench, subnet: SubnetConfig, model: nn.Module, na
     evaluator, quality = bench.evaluator, bench.task.quality
     before, weights = evaluator.score(model)[quality], copy.deepcopy(model.state_dict())
     with bench.progress(f"Distilling {name}", budget.steps) as bar:
-        evaluator.distil(subnet, steps=budget.steps, minutes=budget.minutes, seed=bench.seed, progress=bar, model=model)
+        if budget.stages == 2 and (larger := larger_stage(bench.space, subnet)) is not None:
+            _in_two_stages(bench, larger, subnet, model, budget.half, bar)
+        else:
+            _distil(bench, subnet, model, budget, bar)
     after = evaluator.score(model)[quality]
     if (after < before) if not lower_is_better(quality, bench.task) else (after > before):
         model.load_state_dict(weights)
@@ -72,6 +83,34 @@ def distil_finalist(bench: Workbench, subnet: SubnetConfig, model: nn.Module, na
         )
         return False
     return True
+
+
+def larger_stage(space: SearchSpace, subnet: SubnetConfig) -> SubnetConfig | None:
+    """What a subnet is distilled as first in two stages; None where no more than half of the blocks' is gone."""
+    from search_spaces.cost import costs
+    from search_spaces.narrow import halfway
+
+    own, whole = costs(space.shape, [subnet, space.teacher]).block_parameters
+    larger = halfway(space, subnet)
+    return larger if own < whole / 2 and larger != subnet else None
+
+
+def _in_two_stages(
+    bench: Workbench, larger: SubnetConfig, subnet: SubnetConfig, model: nn.Module, each: Budget, bar: Progress
+) -> None:
+    """Distil a larger subnet, cut it down, refit what is left, and distil that; the model takes its weights."""
+    from search_spaces.narrow import narrow
+
+    cut = bench.finalist(larger)
+    _distil(bench, larger, cut, each, bar)
+    narrow(cut, bench.space.shape, larger, subnet)
+    _distil(bench, subnet, bench.refitted(cut, subnet), each, bar)
+    model.load_state_dict(cut.state_dict())
+
+
+def _distil(bench: Workbench, subnet: SubnetConfig, model: nn.Module, budget: Budget, bar: Progress) -> None:
+    steps, minutes = budget.steps, budget.minutes
+    bench.evaluator.distil(subnet, steps=steps, minutes=minutes, seed=bench.seed, progress=bar, model=model)
 
 
 def measure_each(

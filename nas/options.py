@@ -103,6 +103,7 @@ _FINALISTS: Kinds = {
     "distil": Whole,
     "steps": Whole | None,
     "minutes": NotNegative | None,
+    "stages": Literal[1, 2],
     "cards": bool,
     "protocol": _PROTOCOL,
 }

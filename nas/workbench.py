@@ -197,9 +197,12 @@ class Workbench:
 
     def finalist(self, subnet: SubnetConfig) -> nn.Module:
         """A subnet as a plain model, refitted as a whole where ``finalists.recalibrate`` says so."""
+        return self.refitted(self.supernet.extract(subnet), subnet)
+
+    def refitted(self, model: nn.Module, subnet: SubnetConfig) -> nn.Module:
+        """An extracted model of a subnet, refitted in place as a whole where ``finalists.recalibrate`` says so."""
         from search_spaces.recalibrate import recalibrate
 
-        model = self.supernet.extract(subnet)
         if self.config["finalists"]["recalibrate"] and subnet.plain != self.space.teacher:
             batches = self.task.batches("calibration", self.config["calibrate"]["batch_size"])
             with self.progress("Recalibrating", subnet.depth) as bar:

@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from nas.distillation.losses import Distiller
 from nas.distillation.train import TrainSettings
 from nas.evaluation.evaluate import Evaluator
-from nas.finalists import Budget, distil_finalist
+from nas.finalists import Budget, distil_finalist, larger_stage
 from nas.progress import Progress
 from nas.tasks.data import TextData
 from nas.tasks.text import SentenceEmbedding
 from search_spaces.calibrate import calibrate
+from search_spaces.recalibrate import recalibrate
+from search_spaces.space import SearchSpace
 from search_spaces.subnet import SKIPPED, BlockConfig, SubnetConfig
 from search_spaces.supernet import Supernet
 from tests.models import tiny_space
@@ -35,6 +38,17 @@ class Bench:
 
     def progress(self, title: str, total: int | None = None) -> Progress:
         return Progress(title, total, mode="quiet")
+
+    @property
+    def space(self) -> SearchSpace:
+        return self.evaluator.supernet.space
+
+    def finalist(self, subnet: SubnetConfig) -> nn.Module:
+        return self.evaluator.supernet.extract(subnet)
+
+    def refitted(self, model: nn.Module, subnet: SubnetConfig) -> nn.Module:
+        recalibrate(model, self.task.load_model(), subnet.kept, self.task.batches("calibration", 8))
+        return model
 
     def say(self, text: str) -> None:
         self.notes.append(text)
@@ -58,7 +72,7 @@ def bench_of(found: tuple[Supernet, SentenceEmbedding], learning_rate: float) ->
     return Bench(task, Evaluator(supernet, task, Distiller(embedding=1.0, hidden=1.0), settings, precision="fp32"))
 
 
-@pytest.mark.parametrize("budget", [Budget(30, None), Budget(30, 5.0)])
+@pytest.mark.parametrize("budget", [Budget(30, None), Budget(30, 5.0), Budget(30, None, stages=2)])
 def test_a_finalist_is_better_for_it(supernet_and_task: tuple[Supernet, SentenceEmbedding], budget: Budget) -> None:
     bench = bench_of(supernet_and_task, 2e-3)
     model = supernet_and_task[0].extract(SMALL)
@@ -89,4 +103,14 @@ def test_minutes_alone_end_a_distillation(supernet_and_task: tuple[Supernet, Sen
     [(60, None, True), (None, 2, True), (5, 0.5, True), (0, None, False), (None, None, False), (0, 0, False)],
 )
 def test_a_budget_is_steps_or_minutes_or_none(steps: Any, minutes: Any, expected: bool) -> None:
-    assert bool(Budget.of({"steps": steps, "minutes": minutes})) is expected
+    assert bool(Budget.of({"steps": steps, "minutes": minutes, "stages": 1})) is expected
+
+
+def test_two_stages_are_for_what_lacks_more_than_half(supernet_and_task: tuple[Supernet, SentenceEmbedding]) -> None:
+    space = supernet_and_task[0].space
+    larger = larger_stage(space, SMALL)
+    assert larger is not None
+    assert larger.blocks[2].ffn > SMALL.blocks[2].ffn
+    assert larger_stage(space, space.teacher) is None
+    assert Budget(5, 3.0, stages=2).half == Budget(2, 1.5)
+    assert Budget(None, 3.0, stages=2).half == Budget(None, 1.5)
