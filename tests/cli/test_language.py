@@ -109,9 +109,9 @@ def test_export_and_evaluate(searched: Path, world: Path, capsys: pytest.Capture
     ("change", "message"),
     [
         ("task.data.test=5000", "in blocks of 16 tokens: the splits"),
-        ("task.block_size=5000", "`block_size` must be at most the model's 32 positions, but got 5000"),
+        ("task.block_size=5000", "`task.block_size` must be at most the model's 32 positions, but got 5000"),
         ("task.data.text_column=story", "column 'story' is not there; there are 'text'"),
-        ("task.quality=bleu", "`quality` must be one of log_perplexity, perplexity, accuracy, agreement, kl"),
+        ("task.quality=bleu", "`task.quality` must be one of log_perplexity, perplexity, accuracy, agreement, kl"),
     ],
 )
 def test_mistakes_get_one_line(world: Path, change: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
