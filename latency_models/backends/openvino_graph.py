@@ -17,6 +17,7 @@ import openvino
 from numpy.typing import NDArray
 
 from latency_models.backends.base import BackendError, with_cache
+from latency_models.backends.byte_products import saturates
 from latency_models.backends.graph_file import check_opset, graph_bytes
 from latency_models.backends.quantize import is_quantized
 
@@ -105,9 +106,15 @@ def quantize(model: Any, calibration: Iterable[Mapping[str, NDArray[Any]]]) -> A
     if not inputs:
         raise BackendError("static quantisation: there must be at least one calibration input, but there is none.")
     nncf = _nncf()
+    # Weights of seven bits where products of eight would overflow: see `byte_products`.
+    advanced = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE if saturates() else None)
     with _quiet():
         return nncf.quantize(
-            model, nncf.Dataset(inputs), subset_size=len(inputs), model_type=nncf.ModelType.TRANSFORMER
+            model,
+            nncf.Dataset(inputs),
+            subset_size=len(inputs),
+            model_type=nncf.ModelType.TRANSFORMER,
+            advanced_parameters=advanced,
         )
 
 
