@@ -173,7 +173,7 @@ def test_a_cuda_graph_is_refused_where_there_is_none_to_record(provider, options
 
 def test_an_unknown_backend_is_refused():
     with pytest.raises(
-        ValueError, match="`device.backend` must be one of onnxruntime, openvino, tensorrt, torch, but got 'mxnet'"
+        ValueError, match=r"`device.backend` must be one of onnxruntime, openvino, tensorrt, torch, but got 'mxnet'"
     ):
         make_backend(Device("x", "mxnet"))
 
