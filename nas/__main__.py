@@ -44,7 +44,10 @@ FLAGS = (
 )
 VALUED_FLAGS = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir", "-cd", "--experimental-rerun")
 # Mappings whose keys are the user's own: Hydra would ask for a `+` before each of them.
-OPEN_MAPPINGS = ("objectives.constraints.", "objectives.goals.", "under.", "device.options.", "space.overrides.")
+OPEN_MAPPINGS = (
+    *("objectives.constraints.", "objectives.goals.", "under."),
+    *("device.options.", "space.overrides.", "space.round_to."),
+)
 
 
 def usage() -> str:

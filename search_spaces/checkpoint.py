@@ -113,6 +113,11 @@ def load_subnet(directory: Path) -> Any:
         subnet = canonical(shape, SubnetConfig.from_dict(description["subnet"]))
     except ValueError as error:
         raise ValueError(f"{directory / SUBNET_FILE}: {error}") from error
+    if len(subnet.blocks) != shape.num_blocks:
+        raise ValueError(
+            f"{directory / SUBNET_FILE}: `subnet.blocks` must be {shape.num_blocks} (`shape.num_blocks`), but are "
+            f"{len(subnet.blocks)}."
+        )
     model = _empty_model(directory, description["architecture"], shape, subnet)
     _load_weights(model, directory / WEIGHTS_FILE)
     return model.eval()
@@ -162,7 +167,9 @@ def _shape(data: Any, directory: Path) -> ModelShape:
 def _empty_model(directory: Path, architecture: Any, shape: ModelShape, subnet: SubnetConfig) -> Any:
     """A model of the stock class with the subnet's sizes and weights still to come."""
     cls = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
-    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+    # Those of that name are what the models are made of, and are none themselves.
+    is_model = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    if cls is None or not is_model or cls.__name__.endswith("PreTrainedModel"):
         rule = "`architecture` must be a model class of transformers"
         raise ValueError(f"{directory / SUBNET_FILE}: {rule}, but got {architecture!r}.")
     try:
@@ -181,11 +188,11 @@ def _empty_model(directory: Path, architecture: Any, shape: ModelShape, subnet: 
     changed = whole(config, subnet_changes(family, shape, subnet, layer_types))
     try:
         model = cls(changed)
+        shrink(model, subnet_changes(family, shape, subnet, layer_types, tied_stem(model)))
     except Exception as error:  # The class may stumble over anything in it.
         raise ValueError(
             f"{directory}: {architecture} cannot be made of its config.json ({type(error).__name__}: {error})."
         ) from error
-    shrink(model, subnet_changes(family, shape, subnet, layer_types, tied_stem(model)))
     return model
 
 
@@ -205,6 +212,8 @@ def _load_weights(model: Any, path: Path) -> None:
             raise ValueError(f"{path}: tensor {name!r} must be {wanted}, but got {found}.")
         if tensor.is_floating_point() != expected[name].is_floating_point():
             raise ValueError(f"{path}: tensor {name!r} must be of {expected[name].dtype}, but got {tensor.dtype}.")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: tensor {name!r} must be finite, but holds NaN or infinity.")
     # Tied tensors are stored once, so what is missing must share memory with what is there.
     present = {expected[name].data_ptr() for name in tensors}
     if missing := sorted(name for name, t in expected.items() if name not in tensors and t.data_ptr() not in present):

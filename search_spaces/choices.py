@@ -93,29 +93,36 @@ def check_kinds(choices: Any, per_block: Any, overrides: Any, round_to: Any, min
             raise ValueError(f"space: `{name}` must be a whole number >= 1, but got {value!r}.")
 
 
-def resolve(shape: ModelShape, name: str, raw: Any, multiple: int) -> tuple[Choice, ...]:
+def resolve(shape: ModelShape, name: str, raw: Any, multiple: int, where: str = "choices") -> tuple[Choice, ...]:
     """Choices of one dimension, checked, without repeats, from least to most expensive.
+
+    Args:
+        shape: The teacher's sizes.
+        name: The dimension's.
+        raw: Its choices as they stand in YAML.
+        multiple: What fractions are rounded to.
+        where: Where they stand, for messages.
 
     Raises:
         ValueError: A choice does not fit the teacher.
     """
     values = list(raw) if isinstance(raw, Sequence) and not isinstance(raw, str) else [raw]
     if not values:
-        raise ValueError(f"space: `choices.{name}` must have at least one choice, but got none.")
+        raise ValueError(f"space: `{where}.{name}` must have at least one choice, but got none.")
     if name in SWITCHES:
         if any(not isinstance(value, bool) for value in values):
-            raise ValueError(f"space: `choices.{name}` takes true and false, but got {values}.")
+            raise ValueError(f"space: `{where}.{name}` takes true and false, but got {values}.")
         return tuple(sorted(set(values), reverse=True))
     if name == "precision":
         if bad := [value for value in values if value not in PRECISIONS]:
-            raise ValueError(f"space: `choices.precision` must be one of {', '.join(PRECISIONS)}, but got {bad[0]!r}.")
+            raise ValueError(f"space: `{where}.precision` must be one of {', '.join(PRECISIONS)}, but got {bad[0]!r}.")
         return tuple(sorted(set(values), key=PRECISIONS.index, reverse=True))
-    resolved = {_resolve_number(shape, name, value, multiple) for value in values}
+    resolved = {_resolve_number(shape, name, value, multiple, where) for value in values}
     if name == "hidden_size" and min(resolved) < shape.hidden_size:
         family = next((row for row in FAMILIES if row.name == shape.family), None)
         if family is None or not family.stem:
             raise ValueError(
-                f"space: `choices.hidden_size` must be the model's {shape.hidden_size} in the family {shape.family}, "
+                f"space: `{where}.hidden_size` must be the model's {shape.hidden_size} in the family {shape.family}, "
                 f"whose residual stream cannot be made narrower, but got {min(resolved)}."
             )
     if name in RANKS:  # 0 means dense, which is the most expensive.
@@ -123,25 +130,28 @@ def resolve(shape: ModelShape, name: str, raw: Any, multiple: int) -> tuple[Choi
     return tuple(sorted(resolved))
 
 
-def _resolve_number(shape: ModelShape, name: str, value: Any, multiple: int) -> int:
+def _resolve_number(shape: ModelShape, name: str, value: Any, multiple: int, where: str) -> int:
     group = shape.heads // shape.kv_heads
     full = {"heads": shape.heads, "ffn": shape.ffn, "queries_per_group": group}.get(name, shape.hidden_size)
     # Heads come in whole key/value groups, and the residual stream in whole heads.
     unit = {"heads": group, "hidden_size": shape.head_dim}.get(name, 1)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"space: `choices.{name}` takes numbers, but got {value!r}.")
+        raise ValueError(f"space: `{where}.{name}` takes numbers, but got {value!r}.")
     if (isinstance(value, float) and not value.is_integer()) or (value == 1.0 and isinstance(value, float)):
         if not 0 < value <= 1:
-            raise ValueError(f"space: a fraction for `choices.{name}` must be in (0, 1], but got {value}.")
+            raise ValueError(f"space: a fraction for `{where}.{name}` must be in (0, 1], but got {value}.")
+        if multiple > full or (multiple % unit and unit % multiple):
+            rule = f"at most the model's {full}" if multiple > full else f"a multiple or a divisor of {unit}"
+            raise ValueError(f"space: `round_to.{name}` must be {rule}, but got {multiple}.")
         number = min(full, max(multiple, round(value * full / multiple) * multiple))
         return max(unit, number // unit * unit)
     number, low = int(value), 0 if name in RANKS else 1
     if not low <= number <= full:
         what = "hidden size" if name in (*RANKS, "hidden_size") else name
         raise ValueError(
-            f"space: `choices.{name}` must be between {low} and the model's {what} {full}, but got {value}."
+            f"space: `{where}.{name}` must be between {low} and the model's {what} {full}, but got {value}."
         )
     if number % unit:
         why = "whole key/value groups" if name == "heads" else "whole heads"
-        raise ValueError(f"space: `choices.{name}` must be a multiple of {unit} ({why}), but got {value}.")
+        raise ValueError(f"space: `{where}.{name}` must be a multiple of {unit} ({why}), but got {value}.")
     return number

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -46,6 +46,11 @@ class Workload:
         """Tokens per sequence that pass through the projections in one run."""
         return 1 if self.phase == "decode" else self.sequence_length
 
+    @property
+    def all_tokens(self) -> int:
+        """Tokens per sequence that are attended to."""
+        return self.sequence_length + (self.phase == "decode")
+
     def check_positions(self, most: int | None) -> None:
         """Refuse sequences that are longer than a model's position embeddings.
 
@@ -72,13 +77,17 @@ class Cost:
     """Analytic costs of one subnet (numbers) or of many (arrays of shape ``(subnets,)``).
 
     ``macs`` are multiply-accumulates of one run of the workload; ``block_parameters`` counts the blocks' parameters
-    as stored, factors included.
+    as stored, factors included. ``kv_cache_bytes`` is the cache after one run of a causal phase, in fp32, and 0 when
+    all tokens are encoded at once. ``peak_activation_bytes`` is what is alive at once in the block that needs most, in
+    fp32 and without fused attention: the stream with queries, keys, values and scores, or with the widened FFN.
     """
 
     parameters: NDArray[np.int64]
     block_parameters: NDArray[np.int64]
     macs: NDArray[np.int64]
     weight_bytes: NDArray[np.float64]
+    kv_cache_bytes: NDArray[np.int64]
+    peak_activation_bytes: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +164,25 @@ def costs(shape: ModelShape, subnets: Sequence[SubnetConfig] | SubnetTable, work
         block_parameters=of_blocks,
         macs=macs.sum(axis=1) + head - stem + tokens * output,
         weight_bytes=(quantized * _BYTES[table.precision]).sum(axis=1) + 4.0 * (parameters - quantized.sum(axis=1)),
+        kv_cache_bytes=4 * _cached(shape, table, workload).sum(axis=1) * (workload.phase != "encode"),
+        peak_activation_bytes=4 * _alive(shape, table, workload).max(axis=1),
     )
+
+
+def _cached(shape: ModelShape, table: SubnetTable, workload: Workload) -> NDArray[np.int64]:
+    """Keys and values of all tokens after a run, as numbers, ``(subnets, blocks)``."""
+    numbers = 2 * workload.batch_size * workload.all_tokens * shape.head_dim
+    return np.where(table.skipped, 0, numbers * table.kv_heads)
+
+
+def _alive(shape: ModelShape, table: SubnetTable, workload: Workload) -> NDArray[np.int64]:
+    """Activations alive at once in every block, as numbers, ``(subnets, blocks)``."""
+    batch, new, everything = workload.batch_size, workload.new_tokens, workload.all_tokens
+    stream = batch * new * table.hidden_size[:, None]
+    scores = batch * table.heads * new * everything
+    attention = batch * new * table.heads * shape.head_dim + _cached(shape, table, workload) + scores
+    ffn = batch * new * table.ffn * (2 if shape.gated else 1)
+    return stream + np.where(table.skipped, 0, np.maximum(attention, ffn))
 
 
 def output_projection(shape: ModelShape, table: SubnetTable) -> NDArray[np.int64]:
@@ -183,4 +210,4 @@ def _norms(shape: ModelShape, table: SubnetTable) -> NDArray[np.int64]:
 def cost(shape: ModelShape, subnet: SubnetConfig, workload: Workload | None = None) -> Cost:
     """Costs of one subnet: the arrays of ``costs`` with one element, taken out."""
     many = costs(shape, [subnet], workload)
-    return Cost(many.parameters[0], many.block_parameters[0], many.macs[0], many.weight_bytes[0])
+    return Cost(*(getattr(many, field.name)[0] for field in fields(many)))

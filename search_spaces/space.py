@@ -94,7 +94,8 @@ class SearchSpace:
                 raw = own.get(index, {}).get(name, choices.get(name))
                 if raw is None:
                     continue
-                values = resolve(shape, name, raw, dict(round_to or {}).get(name, 1))
+                where = f"overrides.{index}" if name in own.get(index, {}) else "choices"
+                values = resolve(shape, name, raw, dict(round_to or {}).get(name, 1), where)
                 if name in per_block or name in own.get(index, {}):
                     dimensions.append(Dimension(name, values, index))
                 elif index == 0:

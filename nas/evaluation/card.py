@@ -136,7 +136,8 @@ def counted(card: ReportCard) -> str:
 
 def _counted(card: ReportCard, entry: Mapping[str, Any]) -> str:
     """What a measure was computed of, where that is not what the main one was."""
-    return "" if entry["samples"] == card.task["samples"] else f"of {entry['samples']} texts"
+    own = entry.get("samples", card.task["samples"])  # Cards of earlier runs do not tell.
+    return "" if own == card.task["samples"] else f"of {own} texts"
 
 
 def _estimated(section: str, name: str, entry: Mapping[str, Any], note: str = "") -> Figure:

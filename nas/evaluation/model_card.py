@@ -152,7 +152,7 @@ def hub_metadata(name: str, kind: str, teacher: str, *, library_name: str = "tra
         model_name=_slug(name),
         library_name=library_name,
         pipeline_tag=_PIPELINES.get(kind),
-        base_model=teacher if teacher and shown_name(teacher) == teacher else None,
+        base_model=teacher if teacher and shown_name(teacher) == teacher and not Path(teacher).exists() else None,
         tags=["hwnas", "compressed"],
         **more,
     )
@@ -162,6 +162,8 @@ def hub_metadata(name: str, kind: str, teacher: str, *, library_name: str = "tra
 def shown_name(place: Any) -> str:
     """A hub's name as it is, of a local path the last part: a page shall not tell how somebody's disk is laid out."""
     name = str(place)
+    if Path(name).exists():
+        return Path(name).name
     return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".") else Path(name).name
 
 

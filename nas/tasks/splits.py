@@ -72,7 +72,7 @@ class Cut:
     def _cut(self, unique: Mapping[str, Examples], name: str) -> dict[str, Examples]:
         total = sum(map(len, unique.values()))
         splits = {
-            split: examples.take(_shuffled(examples, self.seed)[: self._size(split, total)])
+            split: examples.take(_shuffled(examples, self.seed)[: self._most(split)])
             for split, examples in unique.items()
             if split != "train"
         }
@@ -93,6 +93,11 @@ class Cut:
             start += size
         splits["train"] = pool.take(range(start, min(len(pool), start + self._size("train", total))))
         return {split: splits[split] for split in SPLITS}
+
+    def _most(self, split: str) -> int | None:
+        """What a split that the source brings is cut to: a number of samples; a share is of sources without it."""
+        value = getattr(self, split)
+        return int(value) if value is not None and value >= 1 else None
 
     def _size(self, split: str, total: int) -> int:
         value = getattr(self, split)

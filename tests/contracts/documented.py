@@ -51,6 +51,7 @@ MEANT: Mapping[str, Sequence[str]] = {
     ],
 }
 DATA = ["task.data.train=48", "task.data.calibration=16", "task.data.validation=24", "task.data.test=40"]
+DATA += ["task.max_length=32"]  # The positions of the small models.
 SPACE = ["space.choices.heads=[0.5,1.0]", "space.choices.ffn=[0.25,0.5,1.0]", "space.round_to.ffn=16"]
 PROFILE = ["profile.num_subnets=8", "profile.held_out=3", "profile.protocol.max_seconds=0.05"]
 PROFILE += ["profile.protocol.warmup_seconds=0.01", "calibrate.batch_size=8"]

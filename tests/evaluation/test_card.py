@@ -97,6 +97,17 @@ def test_a_local_teacher_is_no_hub_model(card: ReportCard) -> None:
     assert ModelCard(page).data.base_model is None
 
 
+def test_a_folder_that_looks_like_a_hubs_name_is_none(
+    card: ReportCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("own/teacher", "teacher"):
+        (tmp_path / name).mkdir(parents=True)
+        page = render_model_card(replace(card, model={**card.model, "teacher": name}))
+        assert ModelCard(page).data.base_model is None
+        assert "own/" not in page
+
+
 def test_every_section_has_its_figures(card: ReportCard) -> None:
     found = {(figure.section, figure.name): figure for figure in figures(card)}
     accuracy = found["quality", "accuracy"]

@@ -186,6 +186,11 @@ def test_other_settings_that_do_not_fit_are_refused():
         SearchSpace.from_choices(SHAPE, {}, min_blocks=4)
     with pytest.raises(ValueError, match=r"`overrides\.7` must be of a block from 0 to"):
         SearchSpace.from_choices(SHAPE, {}, overrides={7: {"ffn": [64]}})
+    with pytest.raises(ValueError, match=r"`overrides\.1\.heads` must be between 1 and the model's heads"):
+        SearchSpace.from_choices(SHAPE, {}, overrides={1: {"heads": [99]}})
+    for name, multiple in (("ffn", 9999), ("hidden_size", SHAPE.head_dim + 1)):
+        with pytest.raises(ValueError, match=rf"`round_to\.{name}` must be"):
+            SearchSpace.from_choices(SHAPE, {name: [0.5]}, round_to={name: multiple})
     with pytest.raises(ValueError, match="not in this search space"):
         SearchSpace.from_choices(SHAPE, {"ffn": [32, 64]}).encode([SPACE.smallest])
     with pytest.raises(ValueError, match="must be one of bert"):

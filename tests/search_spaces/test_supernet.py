@@ -226,6 +226,8 @@ def test_compensation_brings_the_block_closer_to_the_teacher(teacher, space, imp
         (lambda d: d["subnet"]["blocks"][0].update(heads=99, kv_heads=99), "at most the teacher's 4"),
         (lambda d: d["subnet"]["blocks"][0].update(colour=1), "unknown key 'colour'"),
         (lambda d: d["subnet"]["blocks"].pop(), "blocks"),
+        (lambda d: d["subnet"]["blocks"].append({"heads": 0, "kv_heads": 0, "ffn": 0}), "`subnet.blocks` must be"),
+        (lambda d: d.update(architecture="PreTrainedModel"), "must be a model class of transformers"),
         (lambda d: d["shape"].pop("ffn"), "ffn"),
         (lambda d: d["shape"].update(heads="4"), r"`shape\.heads` must be a whole number > 0, but got '4'"),
         (lambda d: d["shape"].update(kv_heads=0), r"`shape\.kv_heads` must be a whole number > 0"),
@@ -241,6 +243,15 @@ def test_a_damaged_description_names_file_and_rule(supernet, space, tmp_path, ch
     change(description)
     path.write_text(json.dumps(description))
     with pytest.raises(ValueError, match=message):
+        load_subnet(tmp_path / "m")
+
+
+def test_weights_that_are_no_numbers_are_named(supernet, space, tmp_path):
+    model = supernet.extract(space.teacher)
+    with torch.no_grad():
+        model.encoder.layer[0].output.dense.weight[0, 0] = float("nan")
+    save_subnet(model, space.teacher, space.shape, tmp_path / "m")
+    with pytest.raises(ValueError, match=r"model.safetensors: tensor 'encoder.layer.0.output.dense.weight' .* NaN"):
         load_subnet(tmp_path / "m")
 
 

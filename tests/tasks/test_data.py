@@ -128,6 +128,13 @@ def test_a_text_in_two_given_splits_stays_in_the_test_split(tmp_path: Path) -> N
     assert not set(splits["test"].texts) & set(splits["train"].texts)
 
 
+@pytest.mark.parametrize(("test", "kept"), [(0.2, 30), (10, 10), (100, 30)])
+def test_a_share_does_not_cut_a_given_split_and_a_number_does(tmp_path: Path, test: float, kept: int) -> None:
+    FRAME[:30].to_csv(tmp_path / "train.csv", index=False)
+    FRAME[30:].to_csv(tmp_path / "test.csv", index=False)
+    assert len(TextData(str(tmp_path), calibration=2, validation=2, test=test).read()["test"]) == kept
+
+
 def test_pairs_groups_and_rows_travel_with_their_text(tmp_path: Path) -> None:
     frame = FRAME.assign(second=[f"other {i}" for i in range(60)], group=[f"g{i % 2}" for i in range(60)])
     frame.to_csv(tmp_path / "data.csv", index=False)
