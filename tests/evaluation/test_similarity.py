@@ -110,7 +110,8 @@ class TestPairs:
         found = computed(STS, {PAIRS: sts_rows(TEACHER, self.FIRST, self.SECOND, scores)})
         cosines = np.diag(cosine_similarity(TEACHER[:30], TEACHER[30:]))
         assert found["sts_spearman"] == pytest.approx(spearmanr(scores, cosines).statistic)
-        assert found["sts_pearson"] == pytest.approx(np.corrcoef(scores, cosines)[0, 1], rel=1e-5)
+        # Cosines are of 32 bits: a correlation near 0 has that error itself.
+        assert found["sts_pearson"] == pytest.approx(np.corrcoef(scores, cosines)[0, 1], rel=1e-5, abs=1e-7)
 
     def test_retrieval_of_one_passage_is_accuracy_at_k(self) -> None:
         passages = TEACHER[:30] + 2.0 * GENERATOR.normal(size=(30, 16))
