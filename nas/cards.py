@@ -109,7 +109,7 @@ class JudgeBench:
                     "unit": unit,
                     "measure": task.quality,
                 },
-                settings=asdict(self.aspects),
+                settings={**asdict(self.aspects), "task": dict(self.bench.config["task"])},
                 quality=judge.quality_section(model),
                 calibration=judge.calibration_section(model),
                 fairness=judge.fairness_section(model),
