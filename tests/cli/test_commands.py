@@ -198,7 +198,7 @@ def test_search_for_the_worst_group(root, capsys, tmp_path):
     arguments = [
         "search", f"root={root}", "study=groups", "task=text_classification", "distiller=logits", f"model.path={model}",
         f"task.data.path={data.path}", "task.data.group_columns=[group]", "task.data.calibration=16",
-        "calibrate.batch_size=8",
+        "calibrate.batch_size=8", "task.max_length=32",
         "task.data.validation=60", "task.data.test=120", "objectives=[quality,macs,worst_group_accuracy]",
         "+objectives.constraints.ece=0.9", "evaluation.fairness.min_samples=10", "space=width", "search.num_trials=6",
         "space.choices.ffn=[0.5,1.0]", "search.sensitivity_evaluations=0", "search.allocated_starts=0",
