@@ -98,7 +98,7 @@ class Workbench:
     @cached_property
     def workload(self) -> Workload:
         """What one run on the device processes."""
-        from search_spaces.families import most_positions
+        from search_spaces.shapes import most_positions
 
         workload: Workload = construct(Workload, self.config["workload"], "workload")
         if workload.phase != "encode" and self.task.kind != "causal_lm":

@@ -277,15 +277,6 @@ def blocks_path(model: nn.Module) -> str:
     return f"{prefix}.{path}" if prefix and hasattr(model, prefix) else path
 
 
-def most_positions(model: nn.Module) -> int | None:
-    """How many tokens a model has learned position embeddings for; None where positions are computed."""
-    for name, module in base_model(model).named_modules():
-        if name.rpartition(".")[2] in ("position_embeddings", "wpe") and isinstance(module, nn.Embedding):
-            # RoBERTa counts positions from behind the padding's own.
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return None
-
-
 def tied_stem(model: nn.Module) -> tuple[str, ...]:
     """Paths of the row's ``stem`` whose weights a head shares: they keep all their columns."""
     tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})

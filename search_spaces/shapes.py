@@ -166,3 +166,12 @@ def _stream_parameters(model: nn.Module, family: ModelFamily) -> int:
     paths = [path for path in (*family.stem, family.stem_norm, family.final_norm) if path and path not in tied]
     names = [name for name, _ in base.named_parameters() if any(f"{name}.".startswith(f"{path}.") for path in paths)]
     return sum(base.get_parameter(name).numel() for name in names)
+
+
+def most_positions(model: nn.Module) -> int | None:
+    """How many tokens a model has learned position embeddings for; None where positions are computed."""
+    for name, module in base_model(model).named_modules():
+        if name.rpartition(".")[2] in ("position_embeddings", "wpe") and isinstance(module, nn.Embedding):
+            # RoBERTa counts positions from behind the padding's own.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None

@@ -150,14 +150,11 @@ def distil(
     parameters = _trainable(model, freeze_embeddings=training.freeze_embeddings)
     losses: list[float] = []
     started = time.monotonic()
-    # Evaluation mode all along: a student that must imitate exact outputs is only disturbed by dropout.
-    model.eval()
+    model.eval()  # All along: a student that must imitate exact outputs is only disturbed by dropout.
     try:
         compared = compared.projected(distiller.needs, task.samples.shuffled(split, training.batch_size, seed), blocks)
         parameters += [] if compared.projections is None else [*compared.projections.parameters()]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
-        )
+        optimizer = _optimizer(parameters, training)
         for rows in task.samples.shuffled(split, training.batch_size, seed):
             spent = spent_share(len(losses), time.monotonic() - started, steps, minutes)
             if spent >= 1:
@@ -169,9 +166,13 @@ def distil(
             if progress is not None:
                 progress.advance(text=f"loss {losses[-1]:.4f}")
     finally:
-        model.requires_grad_(True)  # noqa: FBT003  (torch's own signature.)
-        model.zero_grad(set_to_none=True)
+        model.requires_grad_(True).zero_grad(set_to_none=True)  # noqa: FBT003  (torch's own signature.)
     return Trained(tuple(losses), time.monotonic() - started)
+
+
+def _optimizer(parameters: list[nn.Parameter], training: TrainSettings) -> torch.optim.Optimizer:
+    rate, decay = training.learning_rate, training.weight_decay
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
 
 
 def _descend(
