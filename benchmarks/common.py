@@ -57,6 +57,23 @@ def parser(description: str) -> argparse.ArgumentParser:
     return arguments
 
 
+def study_parser(description: str, name: str, *, steps: int, trials: int) -> argparse.ArgumentParser:
+    """Arguments of a benchmark that searches and distils: those of `parser`, where its studies lie, and how long they are.
+
+    Args:
+        description: Of the benchmark.
+        name: Its studies' folder below `runs`.
+        steps: Of distillation, by default.
+        trials: Of each search, by default.
+    """
+    arguments = parser(description)
+    arguments.add_argument("--root", type=Path, default=ROOT / "runs" / name, help="folder of the studies")
+    arguments.add_argument("--steps", type=int, default=steps, help="distillation steps of every side")
+    arguments.add_argument("--trials", type=int, default=trials, help="evaluations of each search")
+    arguments.add_argument("--seed", type=int, default=0)
+    return arguments
+
+
 def machine(**settings: Any) -> dict[str, Any]:
     """The context of a result: CPU and its flags, threads, versions, and a benchmark's own settings (seeds)."""
     info = _cpu_info()

@@ -40,13 +40,7 @@ REACH = {
 
 
 def main() -> int:
-    arguments = common.parser(__doc__ or "")
-    arguments.add_argument(
-        "--root", type=Path, default=common.ROOT / "runs" / "end_to_end", help="folder of the studies"
-    )
-    arguments.add_argument("--steps", type=int, default=120, help="distillation steps of every side")
-    arguments.add_argument("--trials", type=int, default=60, help="evaluations of each search")
-    arguments.add_argument("--seed", type=int, default=0)
+    arguments = common.study_parser(__doc__ or "", "end_to_end", steps=120, trials=60)
     arguments.add_argument("--compared", nargs="*", default=[HALF, "1.6x"], help="targets at which all sides compete")
     options = arguments.parse_args()
     data = options.data or common.ASSETS

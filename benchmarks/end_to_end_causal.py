@@ -92,12 +92,7 @@ class LanguageModels(Comparison):
 
 
 def main() -> int:
-    arguments = common.parser(__doc__ or "")
-    root = common.ROOT / "runs" / "end_to_end_causal"
-    arguments.add_argument("--root", type=Path, default=root, help="folder of the studies")
-    arguments.add_argument("--steps", type=int, default=20, help="distillation steps of every side, 4 blocks each")
-    arguments.add_argument("--trials", type=int, default=12, help="evaluations of each search")
-    arguments.add_argument("--seed", type=int, default=0)
+    arguments = common.study_parser(__doc__ or "", "end_to_end_causal", steps=20, trials=12)
     arguments.add_argument("--targets", nargs="*", default=TARGETS, help="speed-ups over the teacher")
     options = arguments.parse_args()
     data = options.data or common.ASSETS

@@ -42,12 +42,7 @@ Answers = Sequence[float]  # 1 where the class is right.
 
 
 def main() -> int:
-    arguments = common.parser(__doc__ or "")
-    root = common.ROOT / "runs" / "end_to_end_classifiers"
-    arguments.add_argument("--root", type=Path, default=root, help="folder of the studies")
-    arguments.add_argument("--steps", type=int, default=200, help="distillation steps of every side")
-    arguments.add_argument("--trials", type=int, default=60, help="evaluations of each search")
-    arguments.add_argument("--seed", type=int, default=0)
+    arguments = common.study_parser(__doc__ or "", "end_to_end_classifiers", steps=200, trials=60)
     options = arguments.parse_args()
     data = options.data or common.ASSETS
     names = NAMES[:1] if options.quick else NAMES
