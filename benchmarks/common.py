@@ -58,7 +58,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def study_parser(description: str, name: str, *, steps: int, trials: int) -> argparse.ArgumentParser:
-    """Arguments of a benchmark that searches and distils: those of `parser`, where its studies lie, and how long they are.
+    """Arguments of a benchmark that searches and distils: those of `parser`, and where and how long it does.
 
     Args:
         description: Of the benchmark.
