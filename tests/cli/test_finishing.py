@@ -16,7 +16,9 @@ from nas.finishing import Finish
 
 @pytest.mark.parametrize(("teacher_ms", "said"), [(10.2, ""), (9.9, ""), (11.0, "10% slower"), (9.0, "10% faster")])
 def test_a_machine_that_changed_its_pace_since_it_was_profiled_is_told(teacher_ms, said):
-    bench = SimpleNamespace(notes=[], say=lambda _: None, config={"finalists": {"steps": 1, "minutes": None}})
+    bench = SimpleNamespace(
+        notes=[], say=lambda _: None, config={"finalists": {"steps": 1, "minutes": None, "stages": 1}}
+    )
     device = SimpleNamespace(profile=SimpleNamespace(reference_level=10.0))
     costs = SimpleNamespace(names=("macs", "latency_ms"))
     finish = Finish(SimpleNamespace(bench=bench, device=device, directory=Path(), costs=costs))
@@ -38,7 +40,7 @@ def test_a_member_that_does_not_bear_quantisation_is_exported_without_it(monkeyp
 
     monkeypatch.setattr("nas.export.export.export_candidate", export)
     said = []
-    config = {"finalists": {"steps": 1, "minutes": None}, "model": {"path": "teacher"}}
+    config = {"finalists": {"steps": 1, "minutes": None, "stages": 1}, "model": {"path": "teacher"}}
     space = SimpleNamespace(shape=None)
     bench = SimpleNamespace(notes=[], say=said.append, config=config, space=space, task=None)
     device = SimpleNamespace(compiler=SimpleNamespace(template=None))
@@ -55,7 +57,11 @@ class Refused(Exception):
 def finishing(monkeypatch, exports):
     """A `Finish` of three candidates whose exports, by their number, succeed or raise, and what it says."""
     said, made = [], []
-    config = {"finalists": {"steps": 1, "minutes": None, "count": 3, "distil": 0}, "study": "s", "model": {"path": "t"}}
+    config = {
+        "finalists": {"steps": 1, "minutes": None, "stages": 1, "count": 3, "distil": 0},
+        "study": "s",
+        "model": {"path": "t"},
+    }
     bench = SimpleNamespace(notes=[], say=said.append, config=config, stage=lambda _: nullcontext())
     bench.progress = lambda *_: nullcontext(SimpleNamespace(advance=lambda **_: None))
     finish = Finish(SimpleNamespace(bench=bench, device=None, directory=Path(), objectives=None))
