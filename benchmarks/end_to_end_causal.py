@@ -51,6 +51,7 @@ QUICK = (
     "profile.num_subnets=8", "profile.active.start=8", "profile.held_out=2", "profile.protocol.burst=1",
     "task.data.train=16", "task.data.test=32", "search.sensitivity_evaluations=33",
 )  # fmt: skip
+FP32: Mapping[str, Any] = {"precision": "fp32", "reference": "fp32"}
 LOG_PERPLEXITY = LANGUAGE[0]
 REACH = "target: the interval below 0"
 
@@ -58,7 +59,6 @@ REACH = "target: the interval below 0"
 class LanguageModels(Comparison):
     """The sides for a causal language model: each the largest of its kind that is measured to meet a target."""
 
-    precision = "fp32"
     protocol: ClassVar[Mapping[str, Any]] = {
         "warmup_seconds": 0.1, "burst": 2, "min_visits": 8, "max_seconds": 4.0, "chunk_size": 4, "retries": 0,
     }  # fmt: skip
@@ -79,7 +79,7 @@ class LanguageModels(Comparison):
             subnet = self.largest(target, offers)[0]
             found.append((self.search.evaluate(subnet, 0)[quality], subnet))
         best = min(found, key=lambda each: each[0])[1]
-        return Entry(UNIFORM, target, best, self.bench.finalist(best))
+        return Entry(UNIFORM, target, best, self.bench.finalist(best), self.precision)
 
     def measure(self, entries: Sequence[Entry]) -> None:
         """A prompt, then one token behind a cache of as many."""
@@ -130,7 +130,7 @@ def first_blocks(model: Path, folder: Path, blocks: int = 8) -> Path:
 def compete(model: Path, data: Path, options: Any) -> Iterator[tuple[list[Entry], dict[str, list[float]]]]:
     """All sides, ours first, at the first target, the first two and so on, and the teacher's losses of test blocks."""
     searched = partial(as_study, options, model, data)
-    compare = LanguageModels(searched, options.trials, options.steps, options.seed, options.root / "entries")
+    compare = LanguageModels(searched, options.trials, options.steps, options.seed, options.root / "entries", **FP32)
     makers: dict[str, Callable[[str], Entry]] = {OURS: compare.ours, UNIFORM: compare.uniform}
     makers |= {DROPPED: compare.dropped_layers, SVD: compare.truncated_svd}
     entries: list[Entry] = []

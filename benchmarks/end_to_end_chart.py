@@ -21,7 +21,7 @@ SPEED = "speed-up over the int8 teacher"
 
 @dataclass(frozen=True)
 class Point:
-    """One side at one target, as int8."""
+    """One side at one target, as it is deployed."""
 
     side: str
     target: str
@@ -33,12 +33,12 @@ class Point:
 
 
 def points(rows: Sequence[Result]) -> list[Point]:
-    """What was judged as int8, with its measured speed."""
+    """What was judged as it is deployed, with its measured speed."""
     speeds = {(r.context["side"], r.context["target"]): r.value for r in rows if r.claim == SPEED}
     found = []
     for row in rows:
         side, target = row.context["side"], row.context.get("target", "")
-        if row.claim.startswith("cosine") and row.context["precision"] == "int8":
+        if row.claim.startswith("cosine") and row.context.get("deployed"):
             beside = (float(row.context["recall"]), float(row.context["spearman"]))
             found.append(Point(side, target, speeds[side, target], row.value, *beside, row.n))
     return found

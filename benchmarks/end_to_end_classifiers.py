@@ -1,10 +1,10 @@
 """What classifiers keep of their accuracy at a measured speed: ours beside int8 alone and dropped layers.
 
-MiniLM, fine-tuned on TREC's questions and on the sentiment of movie reviews. Every side runs as int8 in ONNX Runtime
-and gets the same teacher, texts and distillation steps. Sizes are chosen by predicted latency, so that each meets a
-target's speed-up over the fp32 teacher; latencies are then measured, interleaved with that teacher. Retention is of
-the teacher's accuracy on texts nobody searched on, its interval from a bootstrap that draws both models' answers to
-the same texts; pooled rows draw from both tasks.
+MiniLM, fine-tuned on TREC's questions and on the sentiment of movie reviews. Every side runs in ONNX Runtime, in int8
+where that makes the teacher faster on this machine, and gets the same teacher, texts and distillation steps. Sizes are
+chosen by predicted latency, so that each meets a target's speed-up over the fp32 teacher; latencies are then measured,
+interleaved with that teacher. Retention is of the teacher's accuracy on texts nobody searched on, its interval from a
+bootstrap that draws both models' answers to the same texts; pooled rows draw from both tasks.
 
     python benchmarks/end_to_end_classifiers.py            # writes benchmarks/results/end_to_end_classifiers.json
     python benchmarks/end_to_end_classifiers.py --quick    # TREC alone, fewer trials and steps
@@ -23,8 +23,8 @@ from typing import Any
 import common
 import numpy as np
 from common import Result
-from end_to_end import searched_by
-from end_to_end_entries import Entry
+from end_to_end import chosen_precision, searched_by
+from end_to_end_entries import Entry, Precision
 from end_to_end_sides import AS_IS, DROPPED, INT8, OURS, Comparison
 from report_card import task_options
 from teachers import teacher_of
@@ -43,6 +43,7 @@ Answers = Sequence[float]  # 1 where the class is right.
 
 def main() -> int:
     arguments = common.study_parser(__doc__ or "", "end_to_end_classifiers", steps=200, trials=60)
+    common.precision_argument(arguments)
     options = arguments.parse_args()
     data = options.data or common.ASSETS
     names = NAMES[:1] if options.quick else NAMES
@@ -55,6 +56,7 @@ def main() -> int:
     for name in names:
         sides[name], teachers[name] = compete(name, data, options)
     context = common.machine(threads=1, steps=options.steps, trials=options.trials, quick=options.quick)
+    context |= {"precision of all sides": options.precision}
     rows = list(results(sides, teachers, context))
     common.show(rows)
     file = "end_to_end_classifiers_quick" if options.quick else "end_to_end_classifiers"
@@ -67,7 +69,12 @@ def compete(name: str, data: Path, options: Any) -> tuple[list[Entry], Answers]:
     teacher_of(name, data)
     task = [*task_options(name, data), f"model.path={data / f'minilm_{name}'}", "distiller=logits"]
     searched = partial(as_study, options.root, name, task)
-    compare = Comparison(searched, options.trials, options.steps, options.seed, options.root / name, whole=True)
+    options.precision, _ = chosen_precision(options.precision, searched)
+    folder, precision = options.root / f"{name}_{options.precision}", options.precision
+    compare = Comparison(
+        partial(searched, precision), options.trials, options.steps, options.seed, folder,
+        precision=precision, reference="fp32",
+    )  # fmt: skip
     makers: dict[str, Callable[[str], Entry]] = {OURS: compare.ours}
     makers[DROPPED] = compare.dropped_layers
     wanted = [(side, target, partial(make, target)) for side, make in makers.items() for target in TARGETS]
@@ -77,9 +84,11 @@ def compete(name: str, data: Path, options: Any) -> tuple[list[Entry], Answers]:
     return entries, compare.teacher_rows()["correct"]
 
 
-def as_study(root: Path, name: str, task: Sequence[str], study: str, *overrides: str) -> SearchBench:
+def as_study(
+    root: Path, name: str, task: Sequence[str], precision: Precision, study: str, *overrides: str
+) -> SearchBench:
     """A search of one of the tasks' studies."""
-    return searched_by(root, f"{name}_{study}", *task, *overrides)
+    return searched_by(root, precision, f"{name}_{study}", *task, *overrides)
 
 
 def results(

@@ -28,13 +28,14 @@ from nas.searching import SearchBench
 from nas.workbench import Workbench
 from search_spaces.subnet import SubnetConfig
 
+Precision = Literal["fp32", "int8"]
 # Columns of a task's table of samples that are kept, for paired intervals.
 _KEPT = ("correct", "surprise", "tokens")
 
 
 @dataclass
 class Entry:
-    """One model of one side, for one target; of a stored one only the graph is left.
+    """One model of one side, for one target; of a stored one only the graph is left, in the precision that it has.
 
     `rows` says of every test sample what the deployed graph makes of it: of classifiers ``correct``, of language
     models ``surprise`` and ``tokens`` (`nas.evaluation.language.language_rows`).
@@ -44,6 +45,7 @@ class Entry:
     target: str
     subnet: SubnetConfig
     model: Any = None
+    precision: Precision = "int8"
     untrained: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     rows: dict[str, list[float]] = field(default_factory=dict)
@@ -73,11 +75,11 @@ class Entries:
         steps: Of distillation, for every side.
         seed: Of searches and distillation.
         folder: Where finished entries are kept: a run that was broken off goes on behind them.
-        whole: Whether the teacher that latencies are held against is the fp32 one; else the deployed one.
+        precision: In which all sides run.
+        reference: Precision of the teacher that latencies are held against.
     """
 
-    # In which all sides run, and how they are measured beside the teacher.
-    precision: ClassVar[Literal["fp32", "int8"]] = "int8"
+    # How sides are measured beside the teacher.
     protocol: ClassVar[Mapping[str, Any]] = {
         "warmup_seconds": 0.2, "burst": 5, "min_visits": 10, "max_seconds": 2.0, "chunk_size": 8, "retries": 0,
     }  # fmt: skip
@@ -87,9 +89,11 @@ class Entries:
     batch_size: ClassVar[int] = 1
 
     def __init__(
-        self, searched: Callable[..., SearchBench], steps: int, seed: int, folder: Path, *, whole: bool = False
-    ) -> None:
-        self.searched, self.steps, self.seed, self.folder, self.whole = searched, steps, seed, folder, whole
+        self, searched: Callable[..., SearchBench], steps: int, seed: int, folder: Path, *,
+        precision: Precision, reference: Precision,
+    ) -> None:  # fmt: skip
+        self.searched, self.steps, self.seed, self.folder = searched, steps, seed, folder
+        self.precision, self.reference = precision, reference
         self.search = searched(f"device_{seed}", f"seed={seed}")
         self.bench = self.search.bench
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +112,8 @@ class Entries:
             return Entry.read(path)
         entry = make()
         self._train(entry, self.steps if steps is None else steps)
-        path.with_suffix(".onnx").write_bytes(self.graph(entry.model, entry.subnet).SerializeToString())
+        graph = deployed(self.graph(entry.model, entry.subnet), entry.precision)
+        path.with_suffix(".onnx").write_bytes(graph.SerializeToString())
         entry.write(path)
         return replace(entry, model=None)
 
@@ -125,10 +130,17 @@ class Entries:
         entry.untrained = evaluate_model(entry.model, task, evaluator.teacher, self.untrained_on)
         if steps:
             evaluator.distil(entry.subnet, steps=steps, seed=self.seed, model=entry.model)
-        if self.precision != "fp32":
+        if entry.precision != "fp32":
             entry.metrics["fp32"] = evaluate_model(entry.model, task, evaluator.teacher, "test")
-        entry.metrics[self.precision], entry.rows = self._deployed(self.graph(entry.model, entry.subnet))
+        graph = self.graph(entry.model, entry.subnet)
+        entry.metrics[entry.precision], entry.rows = self._deployed(deployed(graph, entry.precision))
+        if self.judged_in_int8(entry) and "int8" not in entry.metrics:
+            entry.metrics["int8"], _ = self._deployed(deployed(graph, "int8"))
         print(entry.side, entry.target, entry.untrained, entry.metrics, file=sys.stderr, flush=True)
+
+    def judged_in_int8(self, entry: Entry) -> bool:
+        """Whether an entry that is deployed in fp32 is judged in int8, too."""
+        return entry.precision == "int8"
 
     def _deployed(self, graph: Any) -> tuple[dict[str, float], dict[str, list[float]]]:
         """Metrics of a graph on the test split, and what of its samples is kept."""
@@ -147,14 +159,10 @@ class Entries:
 
     # -- measuring --------------------------------------------------------------------------------------------------
 
-    def deployed(self, graph: Any) -> Any:
-        """A graph in the precision in which all sides run."""
-        return quantize_int8(graph) if self.precision == "int8" else graph
-
     def graph(self, model: Any, subnet: SubnetConfig) -> Any:
-        """A model's deployed graph."""
+        """A model's graph, in fp32."""
         template = self.search.device.compiler.template
-        return self.deployed(student_graph(template, self.bench.task.deployable(model), subnet.kept))
+        return student_graph(template, self.bench.task.deployable(model), subnet.kept)
 
     def measure(self, entries: Sequence[Entry]) -> None:
         """Interleaved with the teacher."""
@@ -165,13 +173,19 @@ class Entries:
             entries[index].write(files[index])
 
     def measured(self, graph: Any) -> float:
-        """How many times faster than the teacher a deployed graph is."""
-        return interval_of(next(iter(self._measured([graph])))[1])[0]
+        """How many times faster than the teacher a graph is in the precision in which all sides run."""
+        return interval_of(next(iter(self._measured([deployed(graph, self.precision)])))[1])[0]
 
     @cached_property
     def slower(self) -> float:
-        """How many times slower than the deployed teacher the one is that latencies are held against, measured."""
-        return self.measured(self.deployed(self.search.device.graph(self.bench.space.teacher))) if self.whole else 1.0
+        """How many times slower than the deployed teacher the one is that latencies are held against, measured once."""
+        if self.precision == self.reference:
+            return 1.0
+        path = self.folder / "teacher_speedup.json"  # A search that was broken off goes on with the same limit only.
+        if not path.is_file():
+            found = self.measured(self.search.device.graph(self.bench.space.teacher))
+            path.write_text(json.dumps(found), encoding="utf-8")
+        return float(json.loads(path.read_text(encoding="utf-8")))
 
     def _measured(self, graphs: Sequence[Any], inputs: Any = None) -> Iterator[tuple[int, Measurement]]:
         """Graphs, each beside the teacher, on the workload's inputs or others."""
@@ -181,10 +195,14 @@ class Entries:
         def compiled(graph: Any) -> Callable[[], Any]:
             return lambda: backend.compile(graph, inputs)
 
-        teacher = self.search.device.graph(self.bench.space.teacher)
-        reference = compiled(teacher if self.whole else self.deployed(teacher))
+        reference = compiled(deployed(self.search.device.graph(self.bench.space.teacher), self.reference))
         jobs = [(index, compiled(graph)) for index, graph in enumerate(graphs)]
         yield from Profiler(**self.protocol).measure(jobs, reference)
+
+
+def deployed(graph: Any, precision: Precision) -> Any:
+    """A graph in a precision."""
+    return quantize_int8(graph) if precision == "int8" else graph
 
 
 def file_name(*parts: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import peers
-from end_to_end_entries import Entries, Entry, file_name
+from end_to_end_entries import Entries, Entry, Precision, file_name
 
 from nas.evaluation.aspects import lower_is_better
 from nas.searching import SearchBench
@@ -35,7 +35,8 @@ class Comparison(Entries):
         steps: Of distillation, for every side.
         seed: Of searches and distillation.
         folder: Where finished entries are kept: a run that was broken off goes on behind them.
-        whole: Whether the teacher that latencies are held against is the fp32 one; else the deployed one.
+        precision: In which all sides run.
+        reference: Precision of the teacher that latencies are held against.
     """
 
     # Whether sizes are measured to meet a target, too, before they are taken; else others' are predicted alone.
@@ -47,9 +48,9 @@ class Comparison(Entries):
 
     def __init__(
         self, searched: Callable[..., SearchBench], trials: int, steps: int, seed: int, folder: Path, *,
-        whole: bool = False,
+        precision: Precision, reference: Precision,
     ) -> None:  # fmt: skip
-        super().__init__(searched, steps, seed, folder, whole=whole)
+        super().__init__(searched, steps, seed, folder, precision=precision, reference=reference)
         self.trials = trials
         shape = self.bench.space.shape
         self.full = BlockConfig(shape.heads, shape.kv_heads, shape.ffn)
@@ -84,8 +85,11 @@ class Comparison(Entries):
 
     def meets(self, target: str, subnet: SubnetConfig) -> bool:
         """Whether a subnet of the supernet is measured to meet a target."""
-        graph = self.search.device.graph
-        return target == HALF or self.measured(self.deployed(graph(subnet))) >= float(target.removesuffix("x"))
+        return target == HALF or self.measured(self.search.device.graph(subnet)) >= float(target.removesuffix("x"))
+
+    def judged_in_int8(self, entry: Entry) -> bool:
+        """Half of the parameters is no target of latency, and holds in every precision."""
+        return entry.target == HALF
 
     def largest(self, target: str, offers: Sequence[Offer]) -> tuple[SubnetConfig, Any]:
         """The first of some sizes, largest first, that meets a target; the last one where none does.
@@ -124,7 +128,7 @@ class Comparison(Entries):
         sign = 1 if lower_is_better(task.quality, task) else -1
         ranked = sorted((c for c in found if able([c.subnet])[0]), key=lambda c: sign * c.metrics[task.quality])
         best = next(candidate for candidate in ranked if self.meets(target, candidate.subnet))
-        return Entry(side, target, best.subnet, self.bench.finalist(best.subnet))
+        return Entry(side, target, best.subnet, self.bench.finalist(best.subnet), self.precision)
 
     def at_random(self, target: str) -> Entry:
         """The same search without our sampler and starts."""
@@ -138,7 +142,7 @@ class Comparison(Entries):
         able = [s for s, ok in zip(dense, self.fits(target)(dense), strict=True) if ok]
         # Heads and FFN in proportion, as everybody prunes uniformly.
         near = min(able, key=lambda s: (abs(self._share(s, "heads") - self._share(s, "ffn")) > 0.09, -self._size(s)))
-        return Entry(UNIFORM, target, near, self.bench.finalist(near))
+        return Entry(UNIFORM, target, near, self.bench.finalist(near), self.precision)
 
     def torch_pruning(self, target: str, importance: Any) -> Entry:
         """The least pruning of Torch-Pruning that meets the target."""
@@ -150,7 +154,7 @@ class Comparison(Entries):
             return peers.torch_pruning(self.bench.teacher, importance, *shares, texts)
 
         offers = [(self._same(BlockConfig(h, h, width)), lambda h=h: pruned(h)) for h, width in widths.items()]
-        return Entry(PRUNED[importance], target, *self.largest(target, offers))
+        return Entry(PRUNED[importance], target, *self.largest(target, offers), self.precision)
 
     def dropped_layers(self, target: str) -> Entry:
         """The most evenly spaced layers that meet the target."""
@@ -161,7 +165,7 @@ class Comparison(Entries):
             offers.append(
                 (SubnetConfig(blocks, self._hidden), lambda kept=kept: peers.dropped_layers(self.bench.teacher, kept))
             )
-        return Entry(DROPPED, target, *self.largest(target, offers))
+        return Entry(DROPPED, target, *self.largest(target, offers), self.precision)
 
     def truncated_svd(self, target: str) -> Entry:
         """The largest rank of plain SVD, the same share everywhere, that meets the target."""
@@ -172,11 +176,11 @@ class Comparison(Entries):
             ranks = peers.svd_ranks(teacher, share)
             block = BlockConfig(full.heads, full.kv_heads, full.ffn, *ranks)
             offers.append((self._same(block), lambda share=share: peers.truncated_svd(teacher, share)))
-        return Entry(SVD, target, *self.largest(target, offers))
+        return Entry(SVD, target, *self.largest(target, offers), self.precision)
 
     def quantised_teacher(self) -> Entry:
         """What int8 does without us."""
-        return Entry(INT8, AS_IS, self.bench.space.teacher, self.bench.teacher)
+        return Entry(INT8, AS_IS, self.bench.space.teacher, self.bench.teacher, "int8")
 
     def _same(self, block: BlockConfig) -> SubnetConfig:
         """The same block everywhere."""
