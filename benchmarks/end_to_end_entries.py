@@ -21,6 +21,7 @@ from latency_models.measurement import Measurement, Ratio, speedup
 from latency_models.profiler import Profiler
 from nas.commands import plain
 from nas.config import conf_dir
+from nas.distillation.teacher import TeacherOutputs
 from nas.evaluation.evaluate import evaluate_model, onnx_run, predict
 from nas.evaluation.metrics import SAMPLES
 from nas.measuring import DeviceBench
@@ -29,6 +30,7 @@ from nas.workbench import Workbench
 from search_spaces.subnet import SubnetConfig
 
 Precision = Literal["fp32", "int8"]
+ACROSS = "across domains"  # Among an entry's metrics: as deployed, on texts of another domain.
 # Columns of a task's table of samples that are kept, for paired intervals.
 _KEPT = ("correct", "surprise", "tokens")
 
@@ -141,6 +143,21 @@ class Entries:
     def judged_in_int8(self, entry: Entry) -> bool:
         """Whether an entry that is deployed in fp32 is judged in int8, too."""
         return entry.precision == "int8"
+
+    def judge_across(self, entries: Sequence[Entry], task: Any) -> None:
+        """Judge stored graphs on the test split of another domain.
+
+        Args:
+            entries: Finished ones.
+            task: The same teacher's, with other data.
+        """
+        teacher = TeacherOutputs(task, directory=self.folder)
+        for entry in (each for each in entries if ACROSS not in each.metrics):
+            path = self.path(entry.side, entry.target)
+            run = onnx_run(str(path.with_suffix(".onnx")), task)
+            outputs = predict(run, task, "test", batch_size=self.batch_size, teacher=teacher)
+            entry.metrics[ACROSS] = task.metrics("test", outputs, teacher.main("test"))
+            entry.write(path)
 
     def _deployed(self, graph: Any) -> tuple[dict[str, float], dict[str, list[float]]]:
         """Metrics of a graph on the test split, and what of its samples is kept."""

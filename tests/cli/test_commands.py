@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 
-from nas.__main__ import COMMANDS, run, usage
+from nas.__main__ import run
 from nas.commands import plain
 from nas.config import conf_dir
 from nas.workbench import Workbench
@@ -286,137 +284,3 @@ def test_training_the_supernet_keeps_the_teacher(searched, root, capsys):
     assert searched.is_dir()
     assert run(smoke(root, "train", "space=homogeneous", "train.steps=3")) == 0
     assert "->" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["search", "model.path=nowhere", "task.data.path=nowhere.csv"], "nowhere"),
-        (["search", "experiment=smoke", "root={root}", "serach.num_trials=3"], "search.num_trials"),
-        (["search", "experiment=smoke", "root={root}", "device=onnxruntime_gpu"], "unknown device"),
-        (
-            ["search", "experiment=smoke", "root={root}", "device.backend=nothing", "study=a"],
-            "`device.backend` must be one of",
-        ),
-        (["search", "experiment=smoke", "root={root}", "task.data.text_column=nope", "study=b"], "nope"),
-        (["search", "experiment=smoke", "root={root}", "task.data.calibration=99999", "study=c"], "99999"),
-        (
-            ["search", "experiment=smoke", "root={root}", "workload.sequence_length=999", "study=f"],
-            "`workload.sequence_length` must be at most",
-        ),
-        (
-            ["search", "experiment=smoke", "root={root}", "search.num_trials=-3", "study=g"],
-            "`search.num_trials` must be",
-        ),
-        (
-            ["search", "experiment=smoke", "root={root}", "nonsense"],
-            "options are written name=value, but got 'nonsense'",
-        ),
-        (["search", "experiment=smoke", "root={root}", "--bogus"], "unknown flag '--bogus'"),
-        (["search", "experiment=smoke", "root=/proc/nowhere"], "is the path right, and may it be written?"),
-        (["search", "experiment=smoke", "root={root}", "study=a/b"], "`study` must be a plain name"),
-        (
-            ["search", "experiment=smoke", "root={root}", "study=d", "+objectives.constraints.latency_ms=0.0001"],
-            "no subnet of the space keeps to latency_ms",
-        ),
-        (
-            ["search", "experiment=smoke", "root={root}", "sampler.name=os.system", "study=e"],
-            "`sampler.name` must be one",
-        ),
-        (
-            [
-                "search",
-                "experiment=smoke",
-                "root={root}",
-                "study=f",
-                "device=torch_cpu",
-                "+space.choices.precision=int8",
-            ],
-            "int8 blocks run on onnxruntime and tensorrt",
-        ),
-        (["search", "experiment=smoke", "root={root}", "study=g", "search.judge_in=int8"], "one of device, fp32"),
-        (
-            ["search", "experiment=smoke", "root={root}", "study=g", "profile.num_subnets=6"],
-            "`profile.num_subnets` must be at least 8, but got 6",
-        ),
-        (
-            ["search", "experiment=smoke", "root={root}", "study=g", "device.threads=9999"],
-            "`device.threads` must be at most this machine's",
-        ),
-        (
-            ["search", "experiment=smoke", "root={root}", "study=g", "search.workers=a"],
-            "`search.workers` must be a whole number >= 1, but got 'a'",
-        ),
-        (
-            ["search", "experiment=smoke", "root={root}", "study=g", "search.uniform_starts=-1"],
-            "`search.uniform_starts` must be a whole number >= 0",
-        ),
-        (["search", "experiment=smoke", "root={root}", "seed=1.5"], "`seed` must be a whole number >= 0, but got 1.5"),
-        (
-            ["search", "experiment=smoke", "root={root}", "study=g", "objectives.confidence=a"],
-            "`objectives.confidence` must be a number",
-        ),
-        (
-            ["search", "experiment=smoke", "root={root}", "study=g", "objectives.constraints.latncy_ms=5"],
-            "Did you mean 'latency_ms'?",
-        ),
-        (["search", "model.path=x"], "task.data.path"),
-        (["report", "root={root}", "study=missing"], "`study` must be one of"),
-        (["serach"], "Did you mean 'search'"),
-    ],
-)
-def test_mistakes_get_one_clear_line_and_exit_code_2(searched, root, capsys, overrides, message):
-    assert searched.is_dir()
-    extra = FAST if len(overrides) > 1 else []
-    assert run([text.format(root=root) for text in overrides] + extra) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("nas: ")]
-    assert len(lines) == 1
-    assert message in lines[0]
-
-
-def test_nothing_stands_beside_the_one_line(tmp_path):
-    command = [sys.executable, "-m", "nas", "report", f"root={tmp_path}", "study=missing", "hydra.run.dir=run"]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
-    assert ended.returncode == 2
-    assert [line[:5] for line in ended.stderr.splitlines()] == ["nas: "]
-
-
-def test_a_sweep_goes_on_after_a_failed_job(searched, root, capsys):
-    assert searched.is_dir()
-    sweep = ["-m", "study=missing,smoke", f"hydra.sweep.dir={root}/sweep"]
-    assert run(["report", f"root={root}", *sweep, *FAST]) == 2
-    said = capsys.readouterr()
-    assert "`study` must be one of" in said.err
-    assert "report.html" in said.out
-
-
-def test_constraints_need_no_plus_sign(capsys):
-    data = ["model.path=DIR", "task.data.path=texts.csv"]
-    for plus in ("", "+", "++"):
-        assert run(["search", *data, f"{plus}objectives.constraints.latency_ms=0.5x", "--cfg", "job"]) == 0
-        assert "latency_ms: 0.5x" in capsys.readouterr().out
-
-
-def test_debug_shows_where():
-    with pytest.raises(ValueError, match="study"):
-        run(["--debug", "report", "root=/nonexistent", "study=a/b", *FAST])
-
-
-def test_usage_names_every_command(capsys):
-    assert run([]) == 0
-    assert capsys.readouterr().out.strip() == usage()
-    assert len(usage().splitlines()) <= 15
-    assert run(["--version"]) == 0
-
-
-@pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_help_lists_options_with_defaults(command, capsys):
-    assert run([command, "--help"]) == 0
-    out = capsys.readouterr().out
-    assert f"nas {command}" in out
-    assert "root: runs" in out
-
-
-def test_help_does_not_import_torch():
-    code = "import sys; from nas.__main__ import run; run(['search', '--help']); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
