@@ -22,7 +22,7 @@ from nas.workbench import Workbench
 if TYPE_CHECKING:
     from latency_models.profiler import Profiler
     from nas.evaluation.evaluate import Run
-    from nas.evaluation.judge import Judge
+    from nas.evaluation.judge import Judge, Judged
 
 _LIBRARIES = ("hwnas", "torch", "transformers", "onnxruntime", "scikit-learn", "fairlearn", "torchmetrics")
 
@@ -95,8 +95,7 @@ class JudgeBench:
         judge, task = self.judge, self.bench.task
         with self.bench.progress(f"Judging {subject.name}") as bar:
             judge.listen(lambda text: bar.advance(text=text))
-            run, batch_size = self._run(subject)
-            model = judge.run(run, batch_size)
+            model = self._judged(subject)
             data, (samples, unit) = self.bench.config["task"]["data"], judge.judged_on
             return ReportCard(
                 name=subject.name,
@@ -116,6 +115,15 @@ class JudgeBench:
                 robustness=judge.robustness_section(model),
                 versions={name: version(name) for name in _LIBRARIES},
             )
+
+    def _judged(self, subject: Subject) -> Judged:
+        """A model's outputs; errors name the model, because there may be several."""
+        try:
+            return self.judge.run(*self._run(subject))
+        except ValueError as error:
+            if subject.path in str(error):
+                raise
+            raise ValueError(f"{subject.path}: {error}") from error
 
     def _run(self, subject: Subject) -> tuple[Run, int]:
         """What runs a model, and on how many samples at once."""
@@ -174,11 +182,7 @@ class JudgeBench:
                 memory=bool(self.settings["memory"]),
                 say=lambda text: bar.advance(text=text),
             )
-        common = {
-            "device": device.fingerprint(),
-            "workload": bench.workload.to_dict(),
-            "reference": self.teacher.path,
-        }
+        common = {"device": device.fingerprint(), "workload": bench.workload.to_dict(), "reference": self.teacher.path}
         return [{**section, **common} for section in found]
 
     def _exported(self, subject: Subject, folder: Path) -> Path:

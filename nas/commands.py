@@ -59,7 +59,7 @@ def calibrate(config: DictConfig) -> None:
     """Prepare the compensated variants of a teacher."""
     bench = Workbench(plain(config))
     library = bench.library
-    print(f"{bench.library_path}  {library.megabytes:.0f} MB")
+    print(f"{bench.library_path}  {library.size}")
 
 
 def train(config: DictConfig) -> None:

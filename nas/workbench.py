@@ -184,7 +184,7 @@ class Workbench:
                 on_block=lambda done: bar.advance(text=f"block {done} of {self.space.shape.num_blocks}"),
             )
             library.save(path)
-        self.say(f"Calibration: {library.megabytes:.0f} MB in {path}.")
+        self.say(f"Calibration: {library.size} in {path}.")
         return library
 
     @cached_property

@@ -53,7 +53,8 @@ def calibrate(
     check_size(space, max_gb)
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
-            raise ValueError(f"teacher: weights must be finite, but {name!r} holds NaN or infinity.")
+            of = getattr(model.config, "name_or_path", "") or "teacher"
+            raise ValueError(f"{of}: weights must be finite, but {name!r} holds NaN or infinity.")
     tensors: dict[str, Tensor] = {}
     family, rows, batches, places = family_of(model), 0, list(batches), []
     for group in passes(space.shape):

@@ -37,6 +37,11 @@ class Library:
         """Size of the tensors."""
         return sum(t.numel() * t.element_size() for t in self.tensors.values()) / 2**20
 
+    @property
+    def size(self) -> str:
+        """The same, for people: small ones with two digits."""
+        return f"{self.megabytes:.0f} MB" if self.megabytes >= 10 else f"{self.megabytes:.2g} MB"
+
     def save(self, path: Path) -> None:
         """Write one safetensors file, aside first and then renamed, so that a half-written one never counts."""
         path.parent.mkdir(parents=True, exist_ok=True)

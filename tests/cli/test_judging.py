@@ -276,3 +276,13 @@ def test_a_comparison_that_cannot_be_made(small, place, capsys, wrong, said):
     paths = [f"root={place / 'runs'}", f"task.data.path={place / 'world' / 'data.csv'}"]
     assert run(["compare", *FAST, *paths, *(text.format(place) for text in wrong)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_model_whose_outputs_are_not_finite_is_named_among_others(small, place, capsys):
+    broken = load_classifier(str(place / "student"))
+    broken.classifier.bias.data[:] = float("nan")
+    broken.save_pretrained(place / "broken")
+    paths = [f"root={place / 'runs'}", f"task.data.path={place / 'world' / 'data.csv'}"]
+    models = [f"models=[{place / 'student'},{place / 'broken'}]"]
+    assert run(["compare", *FAST, *paths, f"model.path={place / 'world' / 'model'}", *models]) == 2
+    assert f"{place / 'broken'}: the model's logits on 'test' must be finite" in capsys.readouterr().err
