@@ -47,6 +47,7 @@ REACH = {
 
 def main() -> int:
     arguments = common.study_parser(__doc__ or "", "end_to_end", steps=120, trials=60)
+    arguments.add_argument("--targets", nargs="*", default=[HALF, *(f"{s:g}x" for s in SPEEDUPS)], help="of ours")
     arguments.add_argument("--compared", nargs="*", default=[HALF, "1.6x"], help="targets at which all sides compete")
     common.precision_argument(arguments)
     options = arguments.parse_args()
@@ -56,6 +57,7 @@ def main() -> int:
         return 0
     if options.quick:
         options.steps, options.trials, options.root = 20, 24, options.root / "quick"
+        options.targets = [HALF, "1.6x"]
     options.precision, gain = chosen_precision(options.precision, partial(workbench, data, options.root))
     entries, path = compete(data, options), options.output
     context = common.machine(threads=1, steps=options.steps, trials=options.trials, quick=options.quick)
@@ -72,17 +74,16 @@ def main() -> int:
 def compete(data: Path, options: Any) -> dict[int, list[Entry]]:
     """Entries of this seed, and those that runs of other seeds have left."""
     compare = comparison(data, options, options.seed)
-    own = [HALF, "1.6x"] if options.quick else [HALF, *(f"{s:g}x" for s in SPEEDUPS)]
     sides: list[tuple[str, str, Callable[[], Entry]]]
-    sides = [(OURS, target, partial(compare.ours, target)) for target in own]
+    sides = [(OURS, target, partial(compare.ours, target)) for target in options.targets]
     for target in options.compared:
         sides += rivals(compare, target)
     entries = [compare.entry(*side) for side in sides]
     entries.append(compare.entry(INT8, AS_IS, compare.quantised_teacher, steps=0))
     compare.measure(entries)
-    own: Any = compare.bench.task
-    elsewhere = replace(own.data, path=str(data / "trec.csv"), calibration=64, validation=64)
-    compare.judge_across(entries, replace(own, data=elsewhere))
+    task: Any = compare.bench.task
+    elsewhere = replace(task.data, path=str(data / "trec.csv"), calibration=64, validation=64)
+    compare.judge_across(entries, replace(task, data=elsewhere))
     seeds = {int(path.stem.split("_")[-2]) for path in compare.folder.glob(f"*_{options.steps}.json")}
     others = {seed: comparison(data, options, seed) for seed in seeds - {options.seed}}
     read = {
