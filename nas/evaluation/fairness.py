@@ -31,7 +31,8 @@ class Fairness:
     """What is asked of groups.
 
     Args:
-        min_samples: Groups with fewer samples are shown, but nothing is claimed of them.
+        min_samples: Groups with fewer samples that a measure is of (of a false positive rate: negatives) are shown, but
+            nothing is claimed of them.
         terms: Identity terms by group, exchanged for each other; see `nas.evaluation.substitution.Substitution`.
 
     Raises:
@@ -66,7 +67,7 @@ class GroupScore:
     Args:
         name: The group's value in its column.
         samples: How many there are.
-        too_small: Whether they are too few for a claim: such groups are shown, and count nowhere.
+        too_small: Whether those that the measure is of are too few for a claim: shown, but counted nowhere.
         score: The measure of this group alone; None where it cannot be computed: of fewer than two samples, or where
             none of them has what the measure is of.
     """
@@ -132,7 +133,7 @@ def group_metrics(measure: Measure, rows: Rows, groups: Groups, min_samples: int
     """
     worst, gap, ratio = [], [], []
     for column, values in groups.items():
-        kept = _large(column, values, min_samples)
+        kept = _large(column, values, measure.counted(rows), min_samples)
         frame = group_frame(measure, take(rows, kept), [values[int(row)] for row in kept])
         worst.append(float(frame.group_min() if measure.higher_is_better else frame.group_max()))
         gap.append(float(frame.difference()))
@@ -176,10 +177,10 @@ def disparity(
         for number, name in enumerate(sorted({*groups, *known}))
     }
     scores = tuple(
-        GroupScore(name, group.samples, group.samples < min_samples, group.score) for name, group in drawn.items()
+        GroupScore(name, group.samples, group.counted < min_samples, group.score) for name, group in drawn.items()
     )
     # Those of which the measure can be computed at all, as Fairlearn's frame does it.
-    large = [name for name, group in drawn.items() if group.samples >= min_samples and group.score is not None]
+    large = [name for name, group in drawn.items() if group.counted >= min_samples and group.score is not None]
     sides = [
         _spread(np.array([getattr(drawn[name], side) for name in large]), measure, resampling)
         for side in ("own", "teacher")
@@ -194,24 +195,28 @@ class _Drawn:
     """A group's values and its teacher's, the exact ones first, then those of resamples of its own samples."""
 
     samples: int
+    counted: int
     own: Values
     teacher: Values
     score: Estimate | None
 
 
 def _drawn(measure: Measure, own: Rows, teacher: Rows, places: NDArray[np.int64], resampling: Resampling) -> _Drawn:
-    size = len(places)
+    size, rows, other = len(places), take(own, places), take(teacher, places)
+    counted = int(measure.counted(rows).sum())
     if size < 2:
-        return _Drawn(size, np.array([]), np.array([]), None)
-    rows, other = take(own, places), take(teacher, places)
+        return _Drawn(size, counted, np.array([]), np.array([]), None)
     values = resampling.values(measure, other)
     score = estimate(measure, {measure.table: rows}, {measure.table: other}, resampling, values)
-    return _Drawn(size, resampling.values(measure, rows), values, score if np.isfinite(score.value.value) else None)
+    return _Drawn(
+        size, counted, resampling.values(measure, rows), values, score if np.isfinite(score.value.value) else None
+    )
 
 
-def _large(column: str, groups: Sequence[str], min_samples: int) -> NDArray[np.int64]:
-    """Rows of the groups that are large enough."""
-    names, counts = np.unique(np.asarray(groups), return_counts=True)
+def _large(column: str, groups: Sequence[str], counted: NDArray[np.bool_], min_samples: int) -> NDArray[np.int64]:
+    """Rows of the groups with enough rows that count."""
+    names, numbers = np.unique(np.asarray(groups), return_inverse=True)
+    counts = np.bincount(numbers[counted], minlength=len(names))
     large = names[counts >= min_samples]
     if len(large) < 2:
         raise ValueError(

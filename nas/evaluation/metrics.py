@@ -57,6 +57,11 @@ class Measure:
         read = (*self.needs, *(column for column in self.ratio or () if column is not None))
         return rows is not None and all(column in rows for column in read)
 
+    def counted(self, rows: Rows) -> NDArray[np.bool_]:
+        """Which rows it is of: those that a yes-or-no denominator marks, such as negatives; else all."""
+        below = rows[self.ratio[1]] if self.ratio and self.ratio[1] else np.array([])
+        return below if below.dtype == np.bool_ else np.ones(count_rows(rows), dtype=np.bool_)
+
     def __call__(self, tables: Tables) -> float:
         """The value of all rows."""
         return self.compute(tables[self.table])

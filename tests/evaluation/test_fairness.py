@@ -43,7 +43,7 @@ class TestGroups:
         (RATES[0], false_positive_rate),
     ])  # fmt: skip
     def test_against_fairlearn(self, measure: Any, metric: Any) -> None:
-        own, teacher, groups = world()
+        own, teacher, groups = world(900)
         frame = MetricFrame(
             metrics=metric, y_true=own["labels"], y_pred=own["chosen"], sensitive_features=np.array(groups)
         )
@@ -64,10 +64,26 @@ class TestGroups:
         )
 
     def test_rates_bound_fairlearns_equalised_odds(self) -> None:
-        own, _, groups = world()
+        own, _, groups = world(900)
         gaps = [group_metrics(rate, own, {"group": groups}, 50)[f"group_gap_{rate.name}"] for rate in RATES]
         expected = equalized_odds_difference(own["labels"], own["chosen"], sensitive_features=np.array(groups))
         assert max(gaps) == pytest.approx(expected)
+
+    def test_a_rate_needs_as_many_samples_of_its_own_kind(self) -> None:
+        labels = np.array([0] * 60 + [1] * 60 + [0] * 60 + [1] * 60 + [0] * 5 + [1] * 100)
+        groups = ["a"] * 120 + ["b"] * 120 + ["c"] * 105
+        logits = np.random.default_rng(0).normal(size=(len(labels), 2)).astype(np.float32)
+        rows = classification_rows(logits, logits, labels)
+        small = {
+            measure.name: [
+                g.name for g in disparity(measure, rows, rows, "g", groups, resampling=QUICK).groups if g.too_small
+            ]
+            for measure in (ACCURACY, *RATES)
+        }
+        assert small == {"accuracy": [], "false_positive_rate": ["c"], "false_negative_rate": []}
+        two = [group for group in groups if group != "c"]
+        without = {name: values[: len(two)] for name, values in rows.items()}
+        assert group_metrics(RATES[0], rows, {"g": groups}, 50) == group_metrics(RATES[0], without, {"g": two}, 50)
 
     def test_the_worst_group_stands_beside_the_teachers(self) -> None:
         own, teacher, groups = world()
