@@ -41,7 +41,9 @@ def results(name: str, starts: Sequence[str]) -> str:
     lines = ["| measured | value | range | n |", "|---|---|---|---|"]
     for row in found:
         spread = " to ".join(f"{row[end]:.4g}" for end in ("low", "high") if row[end] is not None)
-        lines.append(f"| {row['claim']} | {row['value']:.4g} {row['unit']} | {spread} | {row['n']} |")
+        side = (row.get("context") or {}).get("side", "")
+        claim = row["claim"] if side in row["claim"] else f"{row['claim']}: {side}"
+        lines.append(f"| {claim} | {row['value']:.4g} {row['unit']} | {spread} | {row['n']} |")
     return "\n".join(lines)
 
 

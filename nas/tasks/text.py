@@ -64,7 +64,7 @@ class SentenceEmbedding:
         cache_dir: Where tokens and teacher outputs are kept between runs.
 
     Raises:
-        ValueError: The metric is unknown, or a number is too small.
+        ValueError: The metric is unknown, a number is too small, or groups are asked of pairs.
     """
 
     model: str
@@ -83,6 +83,11 @@ class SentenceEmbedding:
         check_max_length(self.max_length)
         if self.neighbours < 1:
             raise ValueError(f"`neighbours` must be >= 1, but got {self.neighbours}.")
+        if self.data.pair_column is not None and self.data.group_columns:
+            raise ValueError(
+                "`task.data.group_columns` groups single texts, but with `task.data.pair_column` a text may be of many "
+                "pairs: leave out one of the two."
+            )
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

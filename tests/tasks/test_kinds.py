@@ -243,3 +243,6 @@ class TestMistakes:
             SentenceEmbedding("m", data, quality="sts_spearman")
         with pytest.raises(ValueError, match="must name the column with the tags, but got None"):
             TokenClassification("m", TextData("x.csv"))
+        data = TextData("texts.csv", pair_column="other", group_columns="group")
+        with pytest.raises(ValueError, match=r"`task.data.group_columns` groups single texts, but with"):
+            SentenceEmbedding("model", data)
