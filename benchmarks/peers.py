@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,12 @@ from search_spaces.families import blocks_of, family_of
 from search_spaces.surgery import keep_blocks
 
 Batch = Mapping[str, Tensor]
+
+
+def lacking() -> str:
+    """What is missing of all that is compared with, and the mend; nothing where nothing is."""
+    found = find_spec("torch_pruning") is not None
+    return "" if found else "Torch-Pruning is not installed; run `pip install --no-deps torch-pruning==1.6.1`"
 
 
 def torch_pruning(
