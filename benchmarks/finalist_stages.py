@@ -6,11 +6,14 @@ is judged on test sentences that neither calibration nor training saw.
 
     python benchmarks/finalist_stages.py              # writes benchmarks/results/finalist_stages.json
     python benchmarks/finalist_stages.py --quick      # one subnet, one seed, few steps
+
+What is finished is kept below `--root`: a run that was broken off goes on where it was.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -20,7 +23,7 @@ from typing import Any
 import common
 import numpy as np
 from common import Result
-from end_to_end_entries import search_of
+from end_to_end_entries import file_name, search_of
 
 from nas.evaluation.evaluate import evaluate_model
 from nas.finalists import Budget, distil_finalist
@@ -31,18 +34,18 @@ from search_spaces.subnet import SubnetConfig
 NAME = "finalist_stages"
 # Heads and neurons of every block.
 UNIFORM = ((6, 384), (3, 384), (3, 192))
-SEEDS = (0, 1)
 STAGES = {0: "undistilled", 1: "one stage", 2: "two stages"}
 
 
 def main() -> int:
     arguments = common.study_parser(__doc__ or "", NAME, steps=60, trials=0)
+    arguments.add_argument("--seeds", type=int, nargs="*", default=[0, 1], help="which")
     options = arguments.parse_args()
     data = options.data or common.ASSETS
     if missing := [name for name in ("minilm", "movie.csv") if not (data / name).exists()]:
         print(f"skipped: {data} lacks {missing[0]}; run `make assets`")
         return 0
-    sizes, seeds = (UNIFORM[1:2], SEEDS[:1]) if options.quick else (UNIFORM, SEEDS)
+    sizes, seeds = (UNIFORM[1:2], options.seeds[:1]) if options.quick else (UNIFORM, options.seeds)
     options.steps = 6 if options.quick else options.steps
     found: dict[tuple[str, int], list[Mapping[str, float]]] = {}
     for seed in seeds:
@@ -50,7 +53,6 @@ def main() -> int:
         for name, subnet in subnets(bench, sizes).items():
             for stages, metrics in judged(bench, name, subnet, options.steps):
                 found.setdefault((name, stages), []).append(metrics)
-                print(name, STAGES[stages], seed, metrics, file=sys.stderr, flush=True)
     context = common.machine(steps=options.steps, seeds=list(seeds), quick=options.quick)
     rows = list(results(found, context))
     common.show(rows)
@@ -77,12 +79,18 @@ def subnets(bench: Workbench, sizes: Any) -> dict[str, SubnetConfig]:
 
 def judged(bench: Workbench, name: str, subnet: SubnetConfig, steps: int) -> Iterator[tuple[int, dict[str, float]]]:
     """Metrics on the test split: refitted alone, and distilled in one stage and in two."""
-    refitted, teacher = bench.finalist(subnet), bench.evaluator.teacher
-    for stages in STAGES:
-        model = copy.deepcopy(refitted)
-        if stages:
-            distil_finalist(bench, subnet, model, name, Budget(steps, None, stages))
-        yield stages, evaluate_model(model, bench.task, teacher, "test")
+    refitted: Any = None
+    for stages, told in STAGES.items():
+        path = bench.root / "parts" / f"{file_name(name, told)}_{bench.seed}_{steps}.json"
+        if not path.is_file():
+            refitted = refitted or bench.finalist(subnet)
+            model = copy.deepcopy(refitted)
+            if stages:
+                distil_finalist(bench, subnet, model, name, Budget(steps, None, stages))
+            found = evaluate_model(model, bench.task, bench.evaluator.teacher, "test")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(found), encoding="utf-8")
+        yield stages, json.loads(path.read_text(encoding="utf-8"))
 
 
 def results(found: Mapping[tuple[str, int], list[Mapping[str, float]]], context: Mapping[str, Any]) -> Iterator[Result]:
