@@ -7,6 +7,7 @@ interleaved with that teacher. Retention is of the teacher's accuracy on texts n
 bootstrap that draws both models' answers to the same texts; pooled rows draw from both tasks.
 
     python benchmarks/end_to_end_classifiers.py            # writes benchmarks/results/end_to_end_classifiers.json
+    python benchmarks/end_to_end_classifiers.py --tasks trec
     python benchmarks/end_to_end_classifiers.py --quick    # TREC alone, fewer trials and steps
 
 What is finished is kept below `--root`: a run that was broken off goes on where it was.
@@ -43,10 +44,11 @@ Answers = Sequence[float]  # 1 where the class is right.
 
 def main() -> int:
     arguments = common.study_parser(__doc__ or "", "end_to_end_classifiers", steps=200, trials=60)
+    arguments.add_argument("--tasks", nargs="*", choices=NAMES, default=NAMES, help="which")
     common.precision_argument(arguments)
     options = arguments.parse_args()
     data = options.data or common.ASSETS
-    names = NAMES[:1] if options.quick else NAMES
+    names = options.tasks[:1] if options.quick else options.tasks
     if missing := [name for name in ("minilm", *(f"{name}.csv" for name in names)) if not (data / name).exists()]:
         print(f"skipped: {data} lacks {missing[0]}; run `make assets`")
         return 0
