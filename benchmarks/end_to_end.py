@@ -70,7 +70,7 @@ def main() -> int:
     common.show(rows)
     print(common.write("end_to_end_quick" if options.quick else "end_to_end", rows, path))
     print("\n".join(table(rows)))
-    if not options.quick:
+    if not options.quick and path is None:
         draw(rows, common.ROOT / "docs" / "img" / "end_to_end.png")
     return 0
 
