@@ -74,10 +74,12 @@ def study_parser(description: str, name: str, *, steps: int, trials: int) -> arg
     return arguments
 
 
-def precision_argument(arguments: argparse.ArgumentParser) -> None:
-    """In which precision all sides of a comparison run."""
-    told = "of all sides' graphs; auto: int8 where it makes the teacher 5 %% faster or more, else fp32"
-    arguments.add_argument("--precision", choices=("auto", "int8", "fp32"), default="auto", help=told)
+def skipped(data: Path, *names: str) -> bool:
+    """Whether a benchmark cannot run because files are missing, which is said."""
+    missing = [name for name in names if not (data / name).exists()]
+    if missing:
+        print(f"skipped: {data} lacks {missing[0]}; run `make assets`")
+    return bool(missing)
 
 
 def machine(**settings: Any) -> dict[str, Any]:

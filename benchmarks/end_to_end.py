@@ -16,6 +16,7 @@ What is finished is kept below `--root`: a run that was broken off goes on where
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -50,14 +51,10 @@ def main() -> int:
     arguments = common.study_parser(__doc__ or "", "end_to_end", steps=120, trials=60)
     arguments.add_argument("--targets", nargs="*", default=[HALF, *(f"{s:g}x" for s in SPEEDUPS)], help="of ours")
     arguments.add_argument("--compared", nargs="*", default=[HALF, "1.6x"], help="targets at which all sides compete")
-    common.precision_argument(arguments)
+    precision_argument(arguments)
     options = arguments.parse_args()
     data = options.data or common.ASSETS
-    if missing := [name for name in ("minilm", "movie.csv", "trec.csv") if not (data / name).exists()]:
-        print(f"skipped: {data} lacks {missing[0]}; run `make assets`")
-        return 0
-    if options.compared and (lacking := peers.lacking()):
-        print(f"skipped: {lacking}")
+    if common.skipped(data, "minilm", "movie.csv", "trec.csv") or (options.compared and peers.skipped()):
         return 0
     if options.quick:
         options.steps, options.trials, options.root = 20, 24, options.root / "quick"
@@ -102,6 +99,12 @@ def comparison(data: Path, options: Any, seed: int) -> Comparison:
     folder, precision = options.root / f"entries_{options.precision}", options.precision
     searched = partial(workbench, data, options.root, precision)
     return Comparison(searched, options.trials, options.steps, seed, folder, precision=precision, reference="int8")
+
+
+def precision_argument(arguments: argparse.ArgumentParser) -> None:
+    """In which precision all sides of a comparison run."""
+    told = f"of all sides' graphs; auto: int8 where the teacher is {WORTH_IT}x as fast with it or more, else fp32"
+    arguments.add_argument("--precision", choices=("auto", "int8", "fp32"), default="auto", help=told)
 
 
 def chosen_precision(asked: str, searched: Callable[..., SearchBench]) -> tuple[Precision, float]:

@@ -96,8 +96,7 @@ def main() -> int:
     arguments.add_argument("--targets", nargs="*", default=TARGETS, help="speed-ups over the teacher")
     options = arguments.parse_args()
     data = options.data or common.ASSETS
-    if missing := [name for name in ("smollm2", "bible.txt") if not (data / name).exists()]:
-        print(f"skipped: {data} lacks {missing[0]}; run `make assets`")
+    if common.skipped(data, "smollm2", "bible.txt"):
         return 0
     model = data / "smollm2"
     if options.quick:

@@ -24,7 +24,7 @@ from typing import Any
 import common
 import numpy as np
 from common import Result
-from end_to_end import chosen_precision, searched_by
+from end_to_end import chosen_precision, precision_argument, searched_by
 from end_to_end_entries import Entry, Precision
 from end_to_end_sides import AS_IS, DROPPED, INT8, OURS, Comparison
 from report_card import task_options
@@ -45,12 +45,11 @@ Answers = Sequence[float]  # 1 where the class is right.
 def main() -> int:
     arguments = common.study_parser(__doc__ or "", "end_to_end_classifiers", steps=200, trials=60)
     arguments.add_argument("--tasks", nargs="*", choices=NAMES, default=NAMES, help="which")
-    common.precision_argument(arguments)
+    precision_argument(arguments)
     options = arguments.parse_args()
     data = options.data or common.ASSETS
     names = options.tasks[:1] if options.quick else options.tasks
-    if missing := [name for name in ("minilm", *(f"{name}.csv" for name in names)) if not (data / name).exists()]:
-        print(f"skipped: {data} lacks {missing[0]}; run `make assets`")
+    if common.skipped(data, "minilm", *(f"{name}.csv" for name in names)):
         return 0
     if options.quick:
         options.steps, options.trials, options.root = 20, 24, options.root / "quick"

@@ -38,12 +38,13 @@ STAGES = {0: "undistilled", 1: "one stage", 2: "two stages"}
 
 
 def main() -> int:
-    arguments = common.study_parser(__doc__ or "", NAME, steps=60, trials=0)
+    arguments = common.parser(__doc__ or "")
+    arguments.add_argument("--root", type=Path, default=common.ROOT / "runs" / NAME, help="folder of the caches")
+    arguments.add_argument("--steps", type=int, default=60, help="distillation steps, of both stages together")
     arguments.add_argument("--seeds", type=int, nargs="*", default=[0, 1], help="which")
     options = arguments.parse_args()
     data = options.data or common.ASSETS
-    if missing := [name for name in ("minilm", "movie.csv") if not (data / name).exists()]:
-        print(f"skipped: {data} lacks {missing[0]}; run `make assets`")
+    if common.skipped(data, "minilm", "movie.csv"):
         return 0
     sizes, seeds = (UNIFORM[1:2], options.seeds[:1]) if options.quick else (UNIFORM, options.seeds)
     options.steps = 6 if options.quick else options.steps

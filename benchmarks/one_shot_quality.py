@@ -274,11 +274,7 @@ def main() -> int:
     arguments.add_argument("--seeds", type=int, default=3, help="how many")
     options = arguments.parse_args()
     data = options.data or common.ASSETS
-    if missing := [name for name in ("minilm", "movie.csv", "trec.csv") if not (data / name).exists()]:
-        print(f"skipped: {data} lacks {missing[0]}; run `make assets`")
-        return 0
-    if "peers" in options.parts and (lacking := peers.lacking()):
-        print(f"skipped: {lacking}")
+    if common.skipped(data, "minilm", "movie.csv", "trec.csv") or ("peers" in options.parts and peers.skipped()):
         return 0
     found: dict[str, list[tuple[float, Scores]]] = {}
     seconds: dict[str, list[float]] = {}

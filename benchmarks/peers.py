@@ -18,10 +18,12 @@ from search_spaces.surgery import keep_blocks
 Batch = Mapping[str, Tensor]
 
 
-def lacking() -> str:
-    """What is missing of all that is compared with, and the mend; nothing where nothing is."""
-    found = find_spec("torch_pruning") is not None
-    return "" if found else "Torch-Pruning is not installed; run `pip install --no-deps torch-pruning==1.6.1`"
+def skipped() -> bool:
+    """Whether a benchmark cannot run because a peer is not installed, which is said."""
+    missing = find_spec("torch_pruning") is None
+    if missing:
+        print("skipped: Torch-Pruning is not installed; run `pip install --no-deps torch-pruning==1.6.1`")
+    return missing
 
 
 def torch_pruning(
