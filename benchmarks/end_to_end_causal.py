@@ -37,9 +37,10 @@ TOKENS = 64
 HEADS = (6, 9)
 FFN = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 OPTIONS = (
-    "task=causal_lm", f"task.block_size={TOKENS}", "task.quality=kl", "task.data.train=96", "task.data.calibration=48",
-    "task.data.validation=6", "task.data.test=64", "distiller=next_token", "training=language_model",
-    "workload=prefill", f"workload.sequence_length={TOKENS}", "space.choices.rank_qkv=null",
+    "task=causal_lm", f"task.block_size={TOKENS}", "task.quality=kl", "task.data.train=256",
+    "task.data.calibration=64", "task.data.validation=24", "task.data.test=128",
+    "distiller=next_token", "training=language_model", "workload=prefill",
+    f"workload.sequence_length={TOKENS}", "space.choices.rank_qkv=null",
     f"space.choices.heads=[{','.join(map(str, HEADS))}]", f"space.choices.ffn=[{','.join(map(str, FFN))}]",
     "space.per_block=[skip,heads,ffn]", "calibrate.batch_size=8",
     "profile.num_subnets=16", "profile.held_out=3", "profile.active.start=12", "profile.active.batch=4",
@@ -49,7 +50,8 @@ OPTIONS = (
 )  # fmt: skip
 QUICK = (
     "profile.num_subnets=8", "profile.active.start=8", "profile.held_out=2", "profile.protocol.burst=1",
-    "task.data.train=16", "task.data.test=32", "search.sensitivity_evaluations=33",
+    "task.data.train=16", "task.data.calibration=48", "task.data.validation=6", "task.data.test=32",
+    "search.sensitivity_evaluations=33",
 )  # fmt: skip
 FP32: Mapping[str, Any] = {"precision": "fp32", "reference": "fp32"}
 LOG_PERPLEXITY = LANGUAGE[0]
@@ -92,7 +94,7 @@ class LanguageModels(Comparison):
 
 
 def main() -> int:
-    arguments = common.study_parser(__doc__ or "", "end_to_end_causal", steps=20, trials=12)
+    arguments = common.study_parser(__doc__ or "", "end_to_end_causal", steps=60, trials=16)
     arguments.add_argument("--targets", nargs="*", default=TARGETS, help="speed-ups over the teacher")
     options = arguments.parse_args()
     data = options.data or common.ASSETS

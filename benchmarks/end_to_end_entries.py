@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from hydra import compose, initialize_config_dir
 
 from latency_models.backends.base import make_backend
@@ -129,11 +130,11 @@ class Entries:
         """Judge as it is, distil, and judge again, in fp32 and as the deployed graph."""
         bench = self.bench
         evaluator, task = bench.evaluator, bench.task
-        entry.untrained = evaluate_model(entry.model, task, evaluator.teacher, self.untrained_on)
+        entry.untrained = evaluate_model(entry.model, task, evaluator.teacher, self.untrained_on, place=bench.place)
         if steps:
             evaluator.distil(entry.subnet, steps=steps, seed=self.seed, model=entry.model)
         if entry.precision != "fp32":
-            entry.metrics["fp32"] = evaluate_model(entry.model, task, evaluator.teacher, "test")
+            entry.metrics["fp32"] = evaluate_model(entry.model, task, evaluator.teacher, "test", place=bench.place)
         graph = self.graph(entry.model, entry.subnet)
         entry.metrics[entry.precision], entry.rows = self._deployed(deployed(graph, entry.precision))
         if self.judged_in_int8(entry) and "int8" not in entry.metrics:
@@ -162,7 +163,7 @@ class Entries:
     def _deployed(self, graph: Any) -> tuple[dict[str, float], dict[str, list[float]]]:
         """Metrics of a graph on the test split, and what of its samples is kept."""
         task, teacher = self.bench.task, self.bench.evaluator.teacher
-        run = onnx_run(graph.SerializeToString(), task)
+        run = onnx_run(graph.SerializeToString(), task, torch.get_num_threads())
         outputs = predict(run, task, "test", batch_size=self.batch_size, teacher=teacher)
         return task.metrics("test", outputs, teacher.main("test")), self._rows(outputs)
 

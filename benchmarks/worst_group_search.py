@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from report_card import task_options
 from teachers import teacher_of
 
-from nas.distillation.train import forward_precision
+from nas.distillation.precision import forward_precision
 from nas.engine.candidates import Candidate
 from nas.evaluation.evaluate import predict
 from nas.searching import SearchBench

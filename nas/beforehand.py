@@ -19,6 +19,7 @@ def check_search(stages: SearchBench) -> None:
         ValueError: Something would fail later; the message names the option and its mend.
     """
     bench = stages.bench
+    _ = bench.place  # Refused before anything is measured where there is none.
     if not stages.settings["only"]:
         check_finalists(bench)
     check_sensitivity(stages)
@@ -107,11 +108,13 @@ def check_extras(bench: Workbench, extras: NamedMetrics) -> None:
     from nas.distillation.teacher import TeacherOutputs
     from nas.evaluation.evaluate import evaluate_model
 
-    teacher = TeacherOutputs(bench.task, bench.distiller.needs, str(bench.cache), model=bench.teacher)
+    teacher = TeacherOutputs(
+        bench.task, bench.distiller.needs, str(bench.cache), model=bench.teacher, place=bench.place
+    )
     batches = len(bench.task.samples.order("validation", teacher.batch_size))
     with bench.stage("check metrics"), bench.progress("Checking metrics of the teacher", batches) as bar:
         teacher.prepare(["validation"], bar)
-        found = evaluate_model(bench.teacher, bench.task, teacher, extras=extras)
+        found = evaluate_model(bench.teacher, bench.task, teacher, extras=extras, place=bench.place)
     if strange := [name for name in extras.names if not math.isfinite(found[name])]:
         raise ValueError(
             f"objectives: {strange[0]!r} must be a number, but is {found[strange[0]]} for the teacher on the "

@@ -265,7 +265,7 @@ def _with_study(config: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(no_study(directory.parent, directory.name, _with_config(directory.parent)))
     stored = json.loads(path.read_text(encoding="utf-8"))
-    own = ("root", "study", "progress", "torch_threads", "pick", "under", "directory")
+    own = ("root", "study", "progress", "torch_threads", "torch_device", "pick", "under", "directory")
     return {**stored, **{key: config[key] for key in (*own, "format", "precision", "distil", "temperature", "measure")}}
 
 

@@ -159,7 +159,7 @@ class Export:
 
         bench, main = self.bench, self.bench.task.quality
         teacher = bench.evaluator.teacher
-        found = {"transformers": evaluate_model(model, bench.task, teacher, "test")}
+        found = {"transformers": evaluate_model(model, bench.task, teacher, "test", place=bench.place)}
         with bench.stage("judge"), bench.progress("Judging", len(artefacts)) as bar:
             for row in artefacts:
                 metrics = judge(row, folder, bench.task, teacher, device_of(row, bench.device))

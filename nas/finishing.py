@@ -178,7 +178,7 @@ class Finish:
         teacher, threads = bench.evaluator.teacher, bench.device.threads
         # In fp32, as exported: a search may compare candidates in whatever precision is fastest.
         more = FinalMetrics.of(bench)
-        metrics = {"fp32": evaluate_model(model, bench.task, teacher, "test", extras=more)}
+        metrics = {"fp32": evaluate_model(model, bench.task, teacher, "test", extras=more, place=bench.place)}
         known = {"fp32": more.interval}
         for precision in (name for name in graphs if name != "fp32"):
             # Dynamic quantisation scales activations over the whole batch, so it is judged text by text, as deployed.

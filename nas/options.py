@@ -42,6 +42,7 @@ _BASE: Kinds = {
     "seed": Whole,
     "progress": Mode,
     "torch_threads": Count | None,
+    "torch_device": Text,
 }
 _STORAGE: Kinds = {"storage": Node(("*Storage",))}
 _TASKS = ("SentenceEmbedding", "TextClassification", "TokenClassification", "ImageClassification", "CausalLM")

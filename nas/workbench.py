@@ -22,6 +22,7 @@ from nas.tasks.cache import content_key
 from search_spaces.cost import Workload
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from latency_models.device import Device
@@ -50,7 +51,10 @@ class Workbench:
         self.mode: Mode = config["progress"]
         self.timings: list[StageTiming] = []
         self.notes: list[str] = []
-        _set_threads(config["torch_threads"])
+        if (threads := config["torch_threads"]) is not None:
+            import torch
+
+            torch.set_num_threads(threads)
 
     # -- telling ----------------------------------------------------------------------------------------------------
 
@@ -116,6 +120,13 @@ class Workbench:
 
         return check_cores(construct(Device, self.config["device"], "device"))
 
+    @cached_property
+    def place(self) -> torch.device:
+        """Where subnets are distilled and judged."""
+        from nas.tasks.placement import find_device
+
+        return find_device(self.config.get("torch_device", "auto"))  # Older studies have none.
+
     # -- search space and supernet ----------------------------------------------------------------------------------
 
     @cached_property
@@ -136,10 +147,8 @@ class Workbench:
         space: SearchSpace = construct(SearchSpace.from_choices, options, "space")
         found = for_device(space, self.device) if self.config.get("device") else space
         if found != space:
-            precision = self.device.precision
-            self.say(
-                f"{self.device.name} runs whole models in {precision}: blocks' fp32 and {precision} are one choice."
-            )
+            name, precision = self.device.name, self.device.precision
+            self.say(f"{name} runs whole models in {precision}: blocks' fp32 and {precision} are one choice.")
         return found
 
     @cached_property
@@ -231,7 +240,7 @@ class Workbench:
         from nas.distillation.teacher import TeacherOutputs
         from nas.evaluation.evaluate import Evaluator
 
-        teacher = TeacherOutputs(self.task, self.distiller.needs, str(self.cache), model=self.teacher)
+        teacher = TeacherOutputs(self.task, self.distiller.needs, str(self.cache), model=self.teacher, place=self.place)
         evaluator = Evaluator(
             self.supernet,
             self.task,
@@ -240,12 +249,12 @@ class Workbench:
             teacher,
             extras=self.extras,
             device_precision=self.judged_precision,
+            place=self.place,
         )
-        with self.stage("teacher outputs"):
-            splits = ("validation", "test")
-            batches = sum(len(self.task.samples.order(split, teacher.batch_size)) for split in splits)
-            with self.progress("Teacher outputs", batches) as bar:
-                teacher.prepare(splits, bar)
+        splits = ("validation", "test")
+        batches = sum(len(self.task.samples.order(split, teacher.batch_size)) for split in splits)
+        with self.stage("teacher outputs"), self.progress("Teacher outputs", batches) as bar:
+            teacher.prepare(splits, bar)
         return evaluator
 
     @property
@@ -265,14 +274,14 @@ class Workbench:
 
         objectives = self.config.get("objectives") or {}
         names = {*objectives.get("goals", ()), *objectives.get("constraints", ())} - {QUALITY, *KNOWN_COSTS}
-        found = (
-            NamedMetrics(self.task, build(self.config["evaluation"], "evaluation"), sorted(names)) if names else None
-        )
+        options = self.config["evaluation"]
+        found = NamedMetrics(self.task, build(options, "evaluation"), sorted(names)) if names else None
         return found if found is not None and found.names else None
 
     def evaluation_context(self) -> dict[str, Any]:
         """Everything that an evaluation's result depends on beside the subnet and the steps."""
         extras = self.extras.context(self.config["evaluation"]) if self.extras else {}
+        distils = any(self.config["search"]["rungs"])
         quantized = any(dimension.name == "precision" for dimension in self.space.dimensions)
         if quantized or self.judged_precision != "fp32":
             # Evaluations of blocks that were not quantised yet must not be taken for those of blocks that are.
@@ -284,15 +293,6 @@ class Workbench:
             "validation": self.task.samples.fingerprint("validation"),
             "library": self.library_path.stem,
             "trained": self.library.metadata.get("trained", ""),
-            "distiller": self.config["distiller"],
-            "training": self.config["training"],
-            # Of the order of training samples: where nothing is trained, seeds share their evaluations.
-            "seed": self.seed if any(self.config["search"]["rungs"]) else None,
+            # How it is trained, the order of samples included: where nothing is, searches share their evaluations.
+            **({name: self.config[name] for name in ("distiller", "training", "seed")} if distils else {}),
         }
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)

@@ -33,6 +33,7 @@ def student_graph(template: GraphTemplate, model: nn.Module, kept: Sequence[int]
     from onnx import TensorProto, numpy_helper
 
     linears, others = _weights(model, kept)
+    buffers = [buffer.detach().cpu().numpy().ravel() for buffer in model.buffers()]
     widths = {weights.out_features for path, weights in linears.items() if path.endswith(_writers(model))}
     if narrower := sorted(widths - {template.shape.hidden_size}):
         raise GraphTemplateError(
@@ -52,10 +53,10 @@ def student_graph(template: GraphTemplate, model: nn.Module, kept: Sequence[int]
             values = others[parameter].detach().cpu().numpy()
             values = values if parameter == tensor.name else np.ascontiguousarray(values.T)
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-        elif (
-            tensor.data_type == TensorProto.FLOAT and math.prod(tensor.dims) > 1 and not tensor.name.startswith(edited)
-        ):
-            # The exporter computed it of the teacher's parameters.
+        elif tensor.data_type != TensorProto.FLOAT or math.prod(tensor.dims) <= 1 or tensor.name.startswith(edited):
+            continue
+        elif not any(np.array_equal(numpy_helper.to_array(tensor).ravel(), buffer) for buffer in buffers):
+            # The exporter computed it of the teacher's parameters; a buffer that it only reshaped is no weight.
             raise GraphTemplateError(f"graph template: {tensor.name!r} is no parameter of the model.")
     return proto
 

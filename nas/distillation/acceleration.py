@@ -6,7 +6,7 @@ its share of a batch, and `average` makes them the whole batch's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -61,17 +61,12 @@ def check_precision(precision: object) -> None:
 
 
 def _fastest(device: torch.device) -> str:
-    from nas.distillation.train import fast_at_bf16
+    from nas.distillation.precision import fast_at_bf16
 
     if device.type == "cuda":
         # Simulated on cards older than Ampere, which bf16 makes slower.
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
     return "bf16" if device.type == "cpu" and fast_at_bf16() else "fp32"
-
-
-def moved(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """A batch on a device."""
-    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def average(accelerator: Accelerator, tensors: Iterable[Tensor]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from nas.distillation.acceleration import agreed, moved
+from nas.distillation.acceleration import agreed
 from nas.distillation.schedule import largest_reduced
 from nas.evaluation.aspects import lower_is_better
 from nas.evaluation.evaluate import evaluate_run
+from nas.tasks.placement import moved
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

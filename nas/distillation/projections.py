@@ -81,7 +81,8 @@ def fit_projections(compared: Iterable[Compared], names: Collection[str], blocks
             for place, *pair in zip(places, own, other, strict=True):
                 rows = [state.flatten(0, 1) if mask is None else state[mask.bool()] for state in pair]
                 place.update(rows[0], rows[1], number)
-    return Projections({name: [place.module() for place in places] for name, places in maps.items()})
+    found = Projections({name: [place.module() for place in places] for name, places in maps.items()})
+    return found.to(own[0].device)
 
 
 class _Map:
@@ -99,7 +100,7 @@ class _Map:
     def update(self, own: Tensor, other: Tensor, number: int) -> None:
         """Add the rows of a batch of this number."""
         if own.shape[-1] != other.shape[-1]:
-            (self.held_out if is_held_out(number) else self.fit).update(own, other)
+            (self.held_out if is_held_out(number) else self.fit).update(own.cpu(), other.cpu())
 
     def module(self) -> nn.Module:
         """The map; where no linear one helps, as good as none, one that is 0."""

@@ -28,8 +28,9 @@ def relation_difference(
         attention_mask: ``(samples, tokens)``; without one, all tokens are real.
         heads: Relation heads; see `relation_heads`.
     """
-    size = student[ATTENTION[0]].shape[:2]
-    real = torch.ones(size, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    queries = student[ATTENTION[0]]
+    size = queries.shape[:2]
+    real = queries.new_ones(size, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     related = real[:, None, :].expand(-1, size[1], -1)
     if CAUSAL in student and bool(student[CAUSAL]):
         related = related.tril()

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nas.distillation.acceleration import agreed, average, make_accelerator, moved
+from nas.distillation.acceleration import agreed, average, make_accelerator
 from nas.distillation.checkpoints import TrainingState, load_checkpoint, save_checkpoint
 from nas.distillation.guards import Guards
 from nas.distillation.schedule import ElasticSchedule
 from nas.distillation.supernet_settings import SupernetSettings
 from nas.distillation.train import set_learning_rate, spent_share
 from nas.engine.interrupts import Interruption
+from nas.tasks.placement import moved
 from search_spaces.library import Library
 from search_spaces.subnet import SubnetConfig
 from search_spaces.supernet import Supernet
@@ -209,9 +210,8 @@ class _Training:
     def _gradients(self, subnets: Sequence[SubnetConfig], rows: Any) -> float:
         """Gradients of all the subnets on this process's share of a batch, added up; the mean loss."""
         task, distiller, split = self.evaluator.task, self.evaluator.distiller, "train"
-        batch = self.evaluator.teacher.inputs(split, rows)
         targets = moved(self.evaluator.teacher.batch(split, rows), self.device)
-        inputs = moved(batch, self.device)
+        inputs = moved(self.evaluator.teacher.inputs(split, rows), self.device)
         labelled = dict(inputs)
         if (labels := task.samples.labels(split)) is not None:
             labelled["labels"] = torch.from_numpy(labels[rows]).to(self.device)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nas.tasks.attention import ATTENTION
 from nas.tasks.cache import Arrays, cached_arrays, content_key
 from nas.tasks.next_token import NEXT_TOKEN, questions
+from nas.tasks.placement import CPU, moved, placed
 from nas.tasks.task import Samples, Task, main_output
 from search_spaces.library import model_fingerprint
 
@@ -45,6 +46,7 @@ class TeacherOutputs:
         model: The teacher; by default the task's own model, loaded when there is something to compute. It must not be
             one whose projections a supernet has made elastic.
         batch_size: Samples of one teacher pass.
+        place: Where it runs.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class TeacherOutputs:
         directory: str | Path | None = None,
         model: nn.Module | None = None,
         batch_size: int = 64,
+        place: torch.device = CPU,
     ) -> None:
         self.task = task
+        self.place = place
         self.names = (main_output(task), *(name for name in _PER_TOKEN if name in names))
         self.batch_size = batch_size
         self._model = model
@@ -131,13 +135,23 @@ class TeacherOutputs:
         return outputs
 
     def _compute(self, folder: Path, split: str, progress: Progress | None) -> None:
-        samples, model = self.task.samples, self._loaded
+        with placed(self._loaded, self.place) as model:
+            files = self._run(model, folder, split, progress)
+        for file in files.values():
+            if not np.isfinite(file).all():
+                raise ValueError(f"the teacher's outputs on {split!r} must be finite, but some are not. Is it in fp16?")
+            file.flush()
+
+    def _run(self, model: nn.Module, folder: Path, split: str, progress: Progress | None) -> dict[str, Any]:
+        """A split's outputs, batch by batch into files."""
+        samples = self.task.samples
         offsets = samples.offsets(split)
         files: dict[str, Any] = {}
         for rows in samples.order(split, self.batch_size):
             batch = samples.batch(split, rows)
             with torch.inference_mode():
-                outputs = self.task.outputs(model, batch, self.names)
+                found = self.task.outputs(model, moved(batch, self.place), self.names)
+            outputs = moved(found, CPU)
             for name in self.names:
                 values, places, count = outputs[name], rows, samples.size(split)
                 if name in _PER_TOKEN:
@@ -153,10 +167,7 @@ class TeacherOutputs:
                 files[name][places] = values.numpy()
             if progress is not None:
                 progress.advance(text=f"teacher on {split}")
-        for file in files.values():
-            if not np.isfinite(file).all():
-                raise ValueError(f"the teacher's outputs on {split!r} must be finite, but some are not. Is it in fp16?")
-            file.flush()
+        return files
 
 
 def _token_states(

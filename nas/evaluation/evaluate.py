@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nas.distillation.losses import Distiller
+from nas.distillation.precision import ForwardPrecision, forward_precision
 from nas.distillation.teacher import TeacherOutputs
-from nas.distillation.train import ForwardPrecision, TrainSettings, distil, forward_precision
+from nas.distillation.train import TrainSettings, distil
 from nas.evaluation.metrics import SAMPLES, Tables, count_rows
+from nas.tasks.placement import CPU, device_of, moved, placed
 from nas.tasks.task import Outputs, Samples, Task, main_output
 from search_spaces.cost import costs
 from search_spaces.fake_quantize import fake_quantized, quantization_aware
@@ -69,6 +71,8 @@ class Evaluator:
         extras: Metrics beyond the task's own, such as those of groups.
         device_precision: What the device brings whole models to: blocks without a precision of their own are judged in
             it, as blocks of int8 and int4 are in theirs. See `search_spaces.quantized`.
+        place: Where models are distilled and judged. The supernet stays where it is: to a GPU goes a copy of each
+            subnet, and what is returned comes back.
 
     Raises:
         ValueError: The distiller needs outputs that the task does not give, or the precision is unknown.
@@ -85,6 +89,7 @@ class Evaluator:
         precision: ForwardPrecision = "auto",
         extras: Extras | None = None,
         device_precision: Precision = "fp32",
+        place: torch.device = CPU,
     ) -> None:
         self.supernet = supernet
         self.task = task
@@ -96,6 +101,7 @@ class Evaluator:
         self.precision: ForwardPrecision = precision
         self.extras = extras
         self.device_precision = device_precision
+        self.place = place
         forward_precision(precision)
 
     def evaluate(
@@ -115,13 +121,14 @@ class Evaluator:
             seed: Of the order of training samples.
             progress: Told of every distillation step.
         """
-        judged = subnet.on_device(self.device_precision)
-        if not steps:
-            self.supernet.activate(judged)
+        if not steps and device_of(self.supernet.model) == self.place:
+            self.supernet.activate(subnet.on_device(self.device_precision))
             return self.score(self.supernet.model, split)
-        model = self.distil(subnet, steps=steps, seed=seed, progress=progress)
-        with fake_quantized(model, self._precisions(subnet)):
-            return self.score(model, split)
+        with placed(self.supernet.extract(subnet), self.place) as model:
+            if steps:
+                self.distil(subnet, steps=steps, seed=seed, progress=progress, model=model)
+            with fake_quantized(model, self._precisions(subnet)):
+                return self.score(model, split)
 
     def distil(
         self,
@@ -144,7 +151,11 @@ class Evaluator:
             model: The subnet as it was extracted and perhaps refitted; trained in place. Extracted when None.
         """
         model = self.supernet.extract(subnet) if model is None else model
-        with quantization_aware(model, self._precisions(subnet)) if self.training.quantization_aware else nullcontext():
+        aware = self.training.quantization_aware
+        with (
+            placed(model, self.place),
+            quantization_aware(model, self._precisions(subnet)) if aware else nullcontext(),
+        ):
             distil(
                 model,
                 self.task,
@@ -172,7 +183,9 @@ class Evaluator:
 
     def score(self, model: nn.Module, split: str = "validation") -> dict[str, float]:
         """Metrics of any `transformers` model of the task's kind on a split."""
-        return evaluate_model(model, self.task, self.teacher, split, self.batch_size, self.precision, self.extras)
+        return evaluate_model(
+            model, self.task, self.teacher, split, self.batch_size, self.precision, self.extras, self.place
+        )
 
 
 def evaluate_model(
@@ -183,11 +196,17 @@ def evaluate_model(
     batch_size: int = 64,
     precision: ForwardPrecision = "fp32",
     extras: Extras | None = None,
+    place: torch.device | None = None,
 ) -> dict[str, float]:
-    """Metrics of any `transformers` model of the task's kind on a split."""
+    """Metrics of any `transformers` model of the task's kind on a split; it runs where it is, or in another place."""
     model.eval()
-    with forward_precision(precision):
-        return evaluate_run(lambda batch: task.outputs(model, batch), task, teacher, split, batch_size, extras)
+    place = place or device_of(model)
+
+    def run(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return task.outputs(model, moved(batch, place))
+
+    with placed(model, place), forward_precision(precision, place):
+        return evaluate_run(run, task, teacher, split, batch_size, extras)
 
 
 def evaluate_run(

@@ -53,3 +53,22 @@ def test_tensors_that_the_exporter_merged_are_not_shared():
     merged = GraphTemplate.from_model(Pooled(teacher), example_inputs(), POOLED_NAMES)
     with pytest.raises(GraphTemplateError, match="of its own"):
         student_graph(merged, Pooled(randomise(copy.deepcopy(teacher), seed=7)), [0, 1, 2])
+
+
+def test_a_buffer_that_the_exporter_reshaped_is_kept(template, monkeypatch):
+    """Torch 2.11's exporter folds the views of rotary frequencies that others leave in the graph."""
+    model = Pooled(tiny_bert())
+    model.register_buffer("frequencies", torch.linspace(1, 0, 8))
+    edit = GraphTemplate.edit
+
+    def folded(*arguments):
+        graph = edit(*arguments)
+        graph.graph.initializer.append(onnx.numpy_helper.from_array(values, "unsqueeze_13"))
+        return graph
+
+    monkeypatch.setattr(GraphTemplate, "edit", folded)
+    values = model.frequencies.numpy()[None, :, None]
+    assert "unsqueeze_13" in {tensor.name for tensor in student_graph(template, model, [0, 1, 2]).graph.initializer}
+    values = 2 * values
+    with pytest.raises(GraphTemplateError, match="'unsqueeze_13' is no parameter"):
+        student_graph(template, model, [0, 1, 2])
