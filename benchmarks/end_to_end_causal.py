@@ -46,7 +46,7 @@ OPTIONS = (
     "profile.num_subnets=16", "profile.held_out=3", "profile.active.start=12", "profile.active.batch=4",
     "profile.active.target=0.02", "profile.transfer=false", "profile.protocol.burst=2", "profile.protocol.chunk_size=4",
     "+profile.protocol.retries=0",
-    "search.sensitivity_evaluations=121", "search.uniform_starts=0", "search.allocated_starts=2",
+    "search.sensitivity_evaluations=121", "search.uniform_starts=8", "search.allocated_starts=2",
 )  # fmt: skip
 QUICK = (
     "profile.num_subnets=8", "profile.active.start=8", "profile.held_out=2", "profile.protocol.burst=1",
@@ -65,7 +65,6 @@ class LanguageModels(Comparison):
         "warmup_seconds": 0.1, "burst": 2, "min_visits": 8, "max_seconds": 4.0, "chunk_size": 4, "retries": 0,
     }  # fmt: skip
     batch_size = 8
-    checked = True
     svd_step = 0.02
     searched_margin = MARGIN
     untrained_on = "validation"
@@ -94,7 +93,7 @@ class LanguageModels(Comparison):
 
 
 def main() -> int:
-    arguments = common.study_parser(__doc__ or "", "end_to_end_causal", steps=60, trials=16)
+    arguments = common.study_parser(__doc__ or "", "end_to_end_causal", steps=60, trials=40)
     arguments.add_argument("--targets", nargs="*", default=TARGETS, help="speed-ups over the teacher")
     options = arguments.parse_args()
     data = options.data or common.ASSETS

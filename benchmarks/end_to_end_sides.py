@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,8 +40,6 @@ class Comparison(Entries):
         reference: Precision of the teacher that latencies are held against.
     """
 
-    # Whether sizes are measured to meet a target, too, before they are taken; else others' are predicted alone.
-    checked: ClassVar[bool] = False
     # By how much faster than its target a search's subnets are to be.
     searched_margin: ClassVar[float] = 1.0
     # Steps between two sizes of truncated SVD, in shares of the rank that saves nothing.
@@ -94,14 +93,14 @@ class Comparison(Entries):
     def largest(self, target: str, offers: Sequence[Offer]) -> tuple[SubnetConfig, Any]:
         """The first of some sizes, largest first, that meets a target; the last one where none does.
 
-        Where sizes are `checked`, the one that is predicted to is measured, predictions are put right by what was
-        found, and from there on sizes are measured until one meets the target.
+        Of a latency, the one that is predicted to is measured, predictions are put right by what was found, and from
+        there on sizes are measured until one meets the target.
         """
         able = self.fits(target)([subnet for subnet, _ in offers])
         first = next((at for at, fits in enumerate(able) if fits), len(offers) - 1)
         subnet, make = offers[first]
         model = make()
-        if not self.checked:
+        if target == HALF:
             return subnet, model
         wanted, found = float(target.removesuffix("x")), self.measured(self.graph(model, subnet))
         ratios = self.latency([subnet])[0] / self.latency([one for one, _ in offers])
@@ -137,12 +136,12 @@ class Comparison(Entries):
 
     def uniform(self, target: str) -> Entry:
         """The largest of the uniform subnets that meet the target: no search."""
-        subnets = self.bench.space.uniform()
-        dense = [s for s in subnets if not any(b.rank_qkv for b in s.blocks)]
-        able = [s for s, ok in zip(dense, self.fits(target)(dense), strict=True) if ok]
+        dense = [s for s in self.bench.space.uniform() if not any(b.rank_qkv for b in s.blocks)]
         # Heads and FFN in proportion, as everybody prunes uniformly.
-        near = min(able, key=lambda s: (abs(self._share(s, "heads") - self._share(s, "ffn")) > 0.09, -self._size(s)))
-        return Entry(UNIFORM, target, near, self.bench.finalist(near), self.precision)
+        near = [s for s in dense if abs(self._share(s, "heads") - self._share(s, "ffn")) <= 0.09]
+        offers = [(s, partial(self.bench.supernet.extract, s)) for s in sorted(near, key=lambda s: -self._size(s))]
+        subnet = self.largest(target, offers)[0]
+        return Entry(UNIFORM, target, subnet, self.bench.finalist(subnet), self.precision)
 
     def torch_pruning(self, target: str, importance: Any) -> Entry:
         """The least pruning of Torch-Pruning that meets the target."""

@@ -251,6 +251,8 @@ class Workbench:
             device_precision=self.judged_precision,
             place=self.place,
         )
+        if self.place.type != "cpu":
+            self.say(f"Subnets are distilled and judged on {self.place}.")
         splits = ("validation", "test")
         batches = sum(len(self.task.samples.order(split, teacher.batch_size)) for split in splits)
         with self.stage("teacher outputs"), self.progress("Teacher outputs", batches) as bar:
