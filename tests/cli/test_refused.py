@@ -39,6 +39,7 @@ def test_a_refused_search_leaves_no_folder(searched, root, wrong):
     ("wrong", "said"),
     [
         (["search.rungs=[a]"], "`search.rungs[0]` must be a whole number >= 0, but got 'a'"),
+        (["torch_device=cuda:99"], "`torch_device` must be one that torch sees here (auto, cpu"),
         (["search.pruner=MedianPruner"], "must be a mapping such as {name: MedianPruner}"),
         (["sampler.name=TheSampler"], "must be one of GuidedSampler, any class of optuna.samplers, but"),
         (["storage=postgresql", "storage.url=postgresql+psycopg://me:s3cr3t@host:port/x"], "me:***@host:port/x"),
