@@ -276,14 +276,14 @@ class Workbench:
 
         objectives = self.config.get("objectives") or {}
         names = {*objectives.get("goals", ()), *objectives.get("constraints", ())} - {QUALITY, *KNOWN_COSTS}
-        options = self.config["evaluation"]
-        found = NamedMetrics(self.task, build(options, "evaluation"), sorted(names)) if names else None
-        return found if found is not None and found.names else None
+        if not names:
+            return None
+        found = NamedMetrics(self.task, build(self.config["evaluation"], "evaluation"), sorted(names))
+        return found if found.names else None
 
     def evaluation_context(self) -> dict[str, Any]:
         """Everything that an evaluation's result depends on beside the subnet and the steps."""
         extras = self.extras.context(self.config["evaluation"]) if self.extras else {}
-        distils = any(self.config["search"]["rungs"])
         quantized = any(dimension.name == "precision" for dimension in self.space.dimensions)
         if quantized or self.judged_precision != "fp32":
             # Evaluations of blocks that were not quantised yet must not be taken for those of blocks that are.
@@ -296,5 +296,5 @@ class Workbench:
             "library": self.library_path.stem,
             "trained": self.library.metadata.get("trained", ""),
             # How it is trained, the order of samples included: where nothing is, searches share their evaluations.
-            **({name: self.config[name] for name in ("distiller", "training", "seed")} if distils else {}),
+            **{n: self.config[n] for n in ("distiller", "training", "seed") if any(self.config["search"]["rungs"])},
         }
