@@ -138,8 +138,10 @@ def test_seeds_share_evaluations_where_nothing_is_trained(searched, root):
             config = compose("search", overrides=["experiment=smoke", f"root={root}", *FAST, *overrides])
         return Workbench(plain(config)).evaluation_context()
 
-    assert context() == context("seed=1", "evaluation.intervals.resamples=7")
-    assert context("search.rungs=[0,2]") != context("search.rungs=[0,2]", "seed=1")
+    others = ("seed=1", "distiller.hidden=2.0", "training.batch_size=16")
+    assert context() == context(*others, "evaluation.intervals.resamples=7")
+    for other in others:
+        assert context("search.rungs=[0,2]") != context("search.rungs=[0,2]", other)
     # A metric of perturbed texts depends on their seed.
     perturbed = "+objectives.goals.robustness_mean_drop=minimize"
     assert context(perturbed) != context(perturbed, "seed=1")
