@@ -25,7 +25,7 @@ COMPOSED: Mapping[str, str] = {
     r"storage=(postgresql|grpc)": "a server; tests/engine/test_reliability.py has some",
     r"hydra/launcher=": "packages that are not installed here",
     r"search\.trackers=": "packages that are not installed here",
-    r"device=torch_cuda|\[tensorrt\]": "a GPU",
+    r"device=torch_cuda|torch_device=cuda|\[tensorrt\]": "a GPU",
     r"task=causal_lm": "half a minute for a graph with a KV cache; tests/cli/test_language.py searches smaller ones",
     r"search -m": "four searches on two devices; tests/cli/test_studies.py sweeps smaller ones",
     r"space=width_rank_precision": "a profile of its own; tests/cli/test_commands.py searches, reports and exports one",
