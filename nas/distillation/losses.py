@@ -260,8 +260,8 @@ def state_difference(student: Tensor, teacher: Tensor, attention_mask: Tensor | 
             f"hidden states must have the same sizes, but are {tuple(student.shape)} and {tuple(teacher.shape)}. "
             "Distil on embeddings or logits where the hidden size differs."
         )
-    every = student.new_ones(student.shape[-3:-1], dtype=torch.bool)
-    real = every if attention_mask is None else attention_mask.bool()
+    mask = attention_mask
+    real = student.new_ones(student.shape[-3:-1], dtype=torch.bool) if mask is None else mask.bool()
     own, other = student[..., real, :], teacher[..., real, :]
     spread = other.var(dim=-2, correction=0).mean(dim=-1)
     difference = (own - other).square().mean(dim=(-2, -1))

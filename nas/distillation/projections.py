@@ -81,8 +81,7 @@ def fit_projections(compared: Iterable[Compared], names: Collection[str], blocks
             for place, *pair in zip(places, own, other, strict=True):
                 rows = [state.flatten(0, 1) if mask is None else state[mask.bool()] for state in pair]
                 place.update(rows[0], rows[1], number)
-    found = Projections({name: [place.module() for place in places] for name, places in maps.items()})
-    return found.to(own[0].device)
+    return Projections({name: [place.module() for place in places] for name, places in maps.items()})
 
 
 class _Map:

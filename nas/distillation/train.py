@@ -212,7 +212,7 @@ class _Comparison:
                 return self
             found = (self._asked(asked, rows) for rows in itertools.chain([first], batches))
             batches_of = ((own, other, batch.get("attention_mask")) for own, other, batch in found)
-            return replace(self, projections=fit_projections(batches_of, wanted, blocks))
+            return replace(self, projections=fit_projections(batches_of, wanted, blocks).to(device_of(self.model)))
 
     def _asked(
         self, names: Collection[str], rows: NDArray[np.int64]
