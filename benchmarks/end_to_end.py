@@ -30,7 +30,7 @@ import peers
 from common import Result
 from end_to_end_chart import draw, table
 from end_to_end_entries import ACROSS, Entries, Entry, Precision, search_of
-from end_to_end_sides import AS_IS, DROPPED, HALF, INT8, OURS, PRUNED, RANDOM, SVD, UNIFORM, Comparison
+from end_to_end_sides import AS_IS, DROPPED, HALF, INT8, OURS, PRUNED, RANDOM, SPEED, SVD, UNIFORM, Comparison, claim_of
 
 from nas.searching import SearchBench
 
@@ -165,9 +165,8 @@ def results(found: dict[int, list[Entry]], precision: Precision, context: dict[s
         own = {**context, "side": side, "target": target}
         ratios = [entry.speedup for entry in entries]
         low, high = min(ratio[1] for ratio in ratios), max(ratio[2] for ratio in ratios)
-        yield Result(
-            "speed-up over the int8 teacher", mean(r[0] for r in ratios), "x", len(ratios), low, high, context=own
-        )
+        claim = claim_of(SPEED, side, target)
+        yield Result(claim, mean(r[0] for r in ratios), "x", len(ratios), low, high, context=own)
 
 
 def row(

@@ -25,7 +25,7 @@ import common
 import numpy as np
 from common import Result
 from end_to_end_entries import Entry, interval_of, search_of
-from end_to_end_sides import DROPPED, MARGIN, OURS, SVD, UNIFORM, Comparison
+from end_to_end_sides import DROPPED, MARGIN, OURS, SVD, UNIFORM, Comparison, claim_of
 
 from nas.evaluation.intervals import Interval, Resampling
 from nas.evaluation.language import LANGUAGE
@@ -38,7 +38,7 @@ HEADS = (6, 9)
 FFN = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 OPTIONS = (
     "task=causal_lm", f"task.block_size={TOKENS}", "task.quality=kl", "task.data.train=256",
-    "task.data.calibration=64", "task.data.validation=24", "task.data.test=128",
+    "task.data.calibration=64", "task.data.validation=16", "task.data.test=192",
     "distiller=next_token", "training=language_model", "workload=prefill",
     f"workload.sequence_length={TOKENS}", "space.choices.rank_qkv=null",
     f"space.choices.heads=[{','.join(map(str, HEADS))}]", f"space.choices.ffn=[{','.join(map(str, FFN))}]",
@@ -68,19 +68,17 @@ class LanguageModels(Comparison):
     svd_step = 0.02
     searched_margin = MARGIN
     untrained_on = "validation"
+    refits = len(HEADS)  # As many as uniform width has.
 
     def uniform(self, target: str) -> Entry:
         """Of the widest uniform subnets with each number of heads that meet the target, the best on validation."""
-        quality = self.bench.task.quality
         found = []
         for heads in HEADS:
             same = [s for s in self.bench.space.uniform() if s.blocks[0].heads == heads]
             sizes = sorted(same, key=lambda s: -s.blocks[0].ffn)
             offers = [(subnet, partial(self.bench.supernet.extract, subnet)) for subnet in sizes]
-            subnet = self.largest(target, offers)[0]
-            found.append((self.search.evaluate(subnet, 0)[quality], subnet))
-        best = min(found, key=lambda each: each[0])[1]
-        return Entry(UNIFORM, target, best, self.bench.finalist(best), self.precision)
+            found.append(self.largest(target, offers)[0])
+        return Entry(UNIFORM, target, *self.refitted(found), self.precision)
 
     def measure(self, entries: Sequence[Entry]) -> None:
         """A prompt, then one token behind a cache of as many."""
@@ -173,12 +171,13 @@ def results(
 def of_side(entry: Entry, context: Mapping[str, Any]) -> Iterator[Result]:
     """One side's rows at one target."""
     found, blocks = log_perplexity(entry.rows), len(entry.rows["surprise"])
-    of = f"at {entry.target}, {entry.side}"
+    of = (entry.side, entry.target)
     beside = {**context, **{name: round(value, 4) for name, value in entry.metrics["fp32"].items()}}
     beside |= {"validation log-perplexity before distillation": entry.untrained["log_perplexity"]}
-    yield Result(f"log-perplexity {of}", found.value, "nats", blocks, found.low, found.high, context=beside)
+    yield Result(claim_of("log-perplexity", *of), found.value, "nats", blocks, found.low, found.high, context=beside)
     for phase, (value, low, high) in (("prefill", entry.speedup), ("decode", entry.decode)):
-        yield Result(f"{phase} speed-up over the teacher {of}", value, "x", entry.samples, low, high, context=context)
+        claim = claim_of(f"{phase} speed-up over the teacher", *of)
+        yield Result(claim, value, "x", entry.samples, low, high, context=context)
 
 
 def log_perplexity(rows: Mapping[str, Sequence[float]]) -> Interval:

@@ -26,7 +26,7 @@ import numpy as np
 from common import Result
 from end_to_end import chosen_precision, precision_argument, searched_by
 from end_to_end_entries import Entry, Precision
-from end_to_end_sides import AS_IS, DROPPED, INT8, OURS, Comparison
+from end_to_end_sides import AS_IS, DROPPED, INT8, OURS, Comparison, claim_of
 from report_card import task_options
 from teachers import teacher_of
 
@@ -110,7 +110,8 @@ def results(
             yield retention(POOLED, target, hits, [teachers[name] for name in of], own)
         for name, entry in of.items():
             ratio, low, high = entry.speedup
-            yield Result(f"speed-up over the fp32 teacher, {name}", ratio, "x", entry.samples, low, high, context=own)
+            claim = claim_of(f"speed-up over the fp32 teacher, {name}", side, target)
+            yield Result(claim, ratio, "x", entry.samples, low, high, context=own)
 
 
 def retention(
@@ -124,7 +125,7 @@ def retention(
     rows = {"own": np.concatenate(own).astype(float), "teacher": np.concatenate(teacher).astype(float)}
     resampling = Resampling()
     found = resampling.interval(resampling.values(RETENTION, rows))
-    claim = f"accuracy retention {name} at {target}"
+    claim = f"accuracy retention {name}{f', {INT8}' if target == AS_IS else f' at {target}'}"
     anchor = REACH.get(target, "") if context["side"] == OURS else ""
     return Result(claim, found.value, "", len(rows["own"]), found.low, found.high, anchor, context)
 

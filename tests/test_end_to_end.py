@@ -125,7 +125,7 @@ class TestRows:
         found = {row.claim: row for row in classifiers.results(sides, teachers, {})}
         pooled = found["accuracy retention pooled at 4x"]
         assert [pooled.value, pooled.low, pooled.high, pooled.n] == [1.0, 1.0, 1.0, 400]
-        assert found["speed-up over the fp32 teacher, b"].value == 4.1
+        assert found["speed-up over the fp32 teacher, b at 4x, ours"].value == 4.1
 
     def test_entries_are_read_as_they_were_written(self, causal: ModuleType, tmp_path: Path) -> None:
         block = BlockConfig(9, 3, 96)
