@@ -91,7 +91,7 @@ class LanguageModels(Comparison):
 
 
 def main() -> int:
-    arguments = common.study_parser(__doc__ or "", "end_to_end_causal", steps=60, trials=40)
+    arguments = common.study_parser(__doc__ or "", "end_to_end_causal", steps=40, trials=40)
     arguments.add_argument("--targets", nargs="*", default=TARGETS, help="speed-ups over the teacher")
     options = arguments.parse_args()
     data = options.data or common.ASSETS

@@ -104,25 +104,22 @@ class Comparison(Entries):
     def largest(self, target: str, offers: Sequence[Offer]) -> tuple[SubnetConfig, Any]:
         """The first of some sizes, largest first, that meets a target; the last one where none does.
 
-        Of a latency, the one that is predicted to is measured, predictions are put right by what was found, and from
-        there on sizes are measured until one meets the target.
+        Of a latency, the first that is predicted to is measured, and from there on it is halved which one it can be:
+        predictions may be far off for what the predictor never saw, as factors in a space without ranks.
         """
         able = self.fits(target)([subnet for subnet, _ in offers])
-        first = next((at for at, fits in enumerate(able) if fits), len(offers) - 1)
-        subnet, make = offers[first]
-        model = make()
+        at = next((index for index, fits in enumerate(able) if fits), len(offers) - 1)
         if target == HALF:
-            return subnet, model
-        wanted, found = float(target.removesuffix("x")), self.measured(self.graph(model, subnet))
-        ratios = self.latency([subnet])[0] / self.latency([one for one, _ in offers])
-        for at in range(next((i for i, r in enumerate(ratios) if found * r >= wanted), len(offers) - 1), len(offers)):
-            if at != first:
-                model = offers[at][1]()
-                found = self.measured(self.graph(model, offers[at][0]))
-            if found >= wanted:
-                break
-            first = -1  # Of a model that was made before nothing is left.
-        return offers[at][0], model
+            return offers[at][0], offers[at][1]()
+        wanted, low, high, model = float(target.removesuffix("x")), 0, len(offers) - 1, None
+        while low < high:
+            made = offers[at][1]()
+            if self.measured(self.graph(made, offers[at][0])) >= wanted:
+                high, model = at, made
+            else:
+                low = at + 1
+            at = (low + high) // 2
+        return offers[high][0], offers[high][1]() if model is None else model
 
     # -- sides ------------------------------------------------------------------------------------------------------
 

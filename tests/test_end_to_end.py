@@ -30,14 +30,14 @@ class TestSizes:
     """A side offers 20 sizes, of which size ``n`` is predicted to take ``n`` ms; the teacher takes 20."""
 
     @pytest.mark.parametrize(
-        ("bias", "target", "expected", "measurements"),
+        ("bias", "target", "expected", "most"),
         [
-            (1.0, "2x", 10, 2), (1.3, "2x", 7, 2), (0.8, "2x", 12, 2), (9.0, "2x", 1, 2),
+            (1.0, "2x", 10, 6), (1.3, "2x", 7, 6), (0.8, "2x", 12, 6), (9.0, "2x", 1, 6), (0.1, "2x", 20, 6),
             (9.0, "50% encoder parameters", 9, 0),  # No latency: nothing to measure.
         ],
     )  # fmt: skip
     def test_the_largest_that_is_measured_to_meet_its_target(
-        self, causal: ModuleType, bias: float, target: str, expected: int, measurements: int
+        self, causal: ModuleType, bias: float, target: str, expected: int, most: int
     ) -> None:
         measured = []
 
@@ -61,7 +61,8 @@ class TestSizes:
 
         offers = [(size, lambda size=size: f"model {size}") for size in range(20, 0, -1)]
         assert Sides().largest(target, offers) == (expected, f"model {expected}")
-        assert len(measured) == measurements
+        assert len(measured) <= most
+        assert len(set(measured)) == len(measured)
 
     def test_what_evenly_spaced_layers_and_ranks_are(self, causal: ModuleType) -> None:
         import peers
