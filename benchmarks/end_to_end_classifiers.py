@@ -125,7 +125,7 @@ def retention(
     rows = {"own": np.concatenate(own).astype(float), "teacher": np.concatenate(teacher).astype(float)}
     resampling = Resampling()
     found = resampling.interval(resampling.values(RETENTION, rows))
-    claim = f"accuracy retention {name}{f', {INT8}' if target == AS_IS else f' at {target}'}"
+    claim = f"accuracy retention {name}" + (f", {INT8}" if target == AS_IS else f" at {target}")
     anchor = REACH.get(target, "") if context["side"] == OURS else ""
     return Result(claim, found.value, "", len(rows["own"]), found.low, found.high, anchor, context)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -104,8 +104,8 @@ class Comparison(Entries):
     def largest(self, target: str, offers: Sequence[Offer]) -> tuple[SubnetConfig, Any]:
         """The first of some sizes, largest first, that meets a target; the last one where none does.
 
-        Of a latency, the first that is predicted to is measured, and from there on it is halved which one it can be:
-        predictions may be far off for what the predictor never saw, as factors in a space without ranks.
+        Of a latency, the search is by halving, on measured speeds, and begins with the first that is predicted to
+        meet it: predictions are far off for what the predictor never saw, as factors in a space without ranks.
         """
         able = self.fits(target)([subnet for subnet, _ in offers])
         at = next((index for index, fits in enumerate(able) if fits), len(offers) - 1)
@@ -131,26 +131,25 @@ class Comparison(Entries):
         wanted += ["objectives.confidence=0.01", f"search.num_trials={self.trials}", f"seed={self.seed}"]
         wanted += [f"+objectives.constraints.parameters={self.half}"] * (target == HALF)
         found = self.searched(f"{file_name(side, target)}_{self.seed}", *wanted, *overrides).run().candidates
-        able, task = self.fits(target, 1.0), self.bench.task
-        sign = 1 if lower_is_better(task.quality, task) else -1
-        ranked = sorted((c for c in found if able([c.subnet])[0]), key=lambda c: sign * c.metrics[task.quality])
+        able = self.fits(target, 1.0)
+        ranked = sorted((c for c in found if able([c.subnet])[0]), key=lambda c: self._loss(c.metrics))
         met = (candidate.subnet for candidate in ranked if self.meets(target, candidate.subnet))
         return Entry(side, target, *self.refitted(list(islice(met, self.refits))), self.precision)
 
     def refitted(self, subnets: Sequence[SubnetConfig]) -> tuple[SubnetConfig, Any]:
         """Of some subnets the one that is best on validation once each was refitted as a whole, and its model."""
-        task, teacher = self.bench.task, self.bench.evaluator.teacher
-        sign = 1 if lower_is_better(task.quality, task) else -1
-        best: tuple[float, SubnetConfig, Any] | None = None
-        for subnet in subnets:
-            model, value = self.bench.finalist(subnet), 0.0
-            if len(subnets) > 1:
-                metrics = evaluate_model(model, task, teacher, "validation", place=self.bench.place)
-                value = sign * metrics[task.quality]
-            if best is None or value < best[0]:
-                best = value, subnet, model
-        assert best is not None
-        return best[1:]
+        models = [(subnet, self.bench.finalist(subnet)) for subnet in subnets]
+        return models[0] if len(models) == 1 else min(models, key=lambda made: self._loss(self._validated(made[1])))
+
+    def _validated(self, model: Any) -> dict[str, float]:
+        """Metrics of a model on validation."""
+        teacher = self.bench.evaluator.teacher
+        return evaluate_model(model, self.bench.task, teacher, "validation", place=self.bench.place)
+
+    def _loss(self, metrics: Mapping[str, float]) -> float:
+        """What the search judges by, the smaller the better."""
+        task = self.bench.task
+        return metrics[task.quality] if lower_is_better(task.quality, task) else -metrics[task.quality]
 
     def at_random(self, target: str) -> Entry:
         """The same search without our sampler and starts."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from nas.evaluation.language import LANGUAGE
 from search_spaces.subnet import BlockConfig, SubnetConfig
 from tests.models import tiny
 
@@ -63,6 +64,23 @@ class TestSizes:
         assert Sides().largest(target, offers) == (expected, f"model {expected}")
         assert len(measured) <= most
         assert len(set(measured)) == len(measured)
+
+    def test_the_better_of_two_once_both_are_refitted(self, causal: ModuleType) -> None:
+        class Sides(causal.LanguageModels):  # type: ignore[name-defined,misc]
+            def __init__(self, quality: str) -> None:
+                task = SimpleNamespace(quality=quality, measures=LANGUAGE)
+                self.bench = SimpleNamespace(finalist="model {}".format, task=task)
+                self.judged: list[str] = []
+
+            def _validated(self, model: str) -> dict[str, float]:
+                self.judged.append(model)
+                return {"kl": float(model[-1]), "accuracy": float(model[-1])}
+
+        smaller, larger, alone = Sides("kl"), Sides("accuracy"), Sides("kl")
+        assert smaller.refitted([2, 1]) == (1, "model 1")
+        assert larger.refitted([1, 2]) == (2, "model 2")
+        assert alone.refitted([2]) == (2, "model 2")
+        assert (larger.judged, alone.judged) == (["model 1", "model 2"], [])
 
     def test_what_evenly_spaced_layers_and_ranks_are(self, causal: ModuleType) -> None:
         import peers
