@@ -66,8 +66,7 @@ def quantize_int8(model: Any, *, nodes: Sequence[str] | None = None, embeddings:
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
-        quantized: ModelProto = suited(load_graph(target))
-        return quantized
+        return without_shapes(suited(load_graph(target)))
 
 
 def projection_products(model: ModelProto, family: str, blocks: Collection[int]) -> list[str]:
@@ -183,6 +182,15 @@ def weight_products(model: ModelProto) -> list[str]:
     """Names of the products with constants: those that can be quantised without touching attention's own."""
     constants = {tensor.name for tensor in model.graph.initializer}
     return [node.name for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in constants]
+
+
+def without_shapes(model: ModelProto) -> ModelProto:
+    """The graph without the shapes between inputs and outputs, which the tools find and leave in it.
+
+    See `onnx_passes.forget_shapes`: with them ONNX Runtime fuses sums with norms, and is slower on CPUs.
+    """
+    del model.graph.value_info[:]
+    return model
 
 
 def check_nodes(model: ModelProto, nodes: Sequence[str] | None) -> None:

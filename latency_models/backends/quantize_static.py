@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from latency_models.backends.base import BackendError, with_cache
 from latency_models.backends.byte_products import suited
 from latency_models.backends.graph_file import check_opset, input_names, input_shapes, load_graph
-from latency_models.backends.quantize import Calibration, check_nodes, copied, quiet, weight_products
+from latency_models.backends.quantize import Calibration, check_nodes, copied, quiet, weight_products, without_shapes
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -65,8 +65,7 @@ def quantize_static(
             weight_type=QuantType.QInt8,
             extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
         )
-        quantized: ModelProto = suited(load_graph(target), unsigned=False if symmetric else None)
-        return quantized
+        return without_shapes(suited(load_graph(target), unsigned=False if symmetric else None))
 
 
 class _Reader:

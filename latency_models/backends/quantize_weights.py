@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from latency_models.backends.graph_file import load_graph
-from latency_models.backends.quantize import Form, check_nodes, copied, quiet, weight_products
+from latency_models.backends.quantize import Form, check_nodes, copied, quiet, weight_products, without_shapes
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -53,5 +53,4 @@ def quantize_int4(
             quant_format=QuantFormat.QOperator if operators else QuantFormat.QDQ,
         )
         tool.process()
-    quantized: ModelProto = tool.model.model
-    return quantized
+    return without_shapes(tool.model.model)
