@@ -97,11 +97,17 @@ def finished(entries: Sequence[Entry], other: Comparison) -> list[Entry]:
     return [found for found in map(Entry.read, files) if ACROSS in found.metrics]
 
 
+class Sentences(Comparison):
+    """The sides for a sentence encoder."""
+
+    refits = 2
+
+
 def comparison(data: Path, options: Any, seed: int) -> Comparison:
     """All sides for one seed."""
     folder, precision = options.root / f"entries_{options.precision}", options.precision
     searched = partial(workbench, data, options.root, precision)
-    return Comparison(searched, options.trials, options.steps, seed, folder, precision=precision, reference="int8")
+    return Sentences(searched, options.trials, options.steps, seed, folder, precision=precision, reference="int8")
 
 
 def precision_argument(arguments: argparse.ArgumentParser) -> None:

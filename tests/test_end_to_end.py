@@ -151,3 +151,15 @@ class TestRows:
         entry = causal.Entry("ours", "2x", SubnetConfig((block,), 64), rows={"tokens": [3.0]}, decode=(1.2, 1.1, 1.3))
         entry.write(tmp_path / "entry.json")
         assert causal.Entry.read(tmp_path / "entry.json") == entry
+
+    def test_a_table_goes_from_half_of_the_parameters_over_speeds_to_the_teacher(self, causal: ModuleType) -> None:
+        import end_to_end_chart as chart
+        from common import Result
+
+        targets = ["as it is", "2.5x", "1.15x", "50% encoder parameters", "2x"]
+        rows = []
+        for target in targets:
+            own = {"side": causal.OURS, "target": target, "deployed": True, "recall": 0.5, "spearman": 0.5}
+            rows += [Result("cosine", 0.9, context=own), Result(chart.SPEED, 1.0, "x", context=own)]
+        first = [line.split(" | ")[0].removeprefix("| ") for line in list(chart.table(rows))[2:]]
+        assert first == ["50% encoder parameters", "1.15x", "2x", "2.5x", "as it is"]
