@@ -160,6 +160,9 @@ class TestRows:
         rows = []
         for target in targets:
             own = {"side": causal.OURS, "target": target, "deployed": True, "recall": 0.5, "spearman": 0.5}
-            rows += [Result("cosine", 0.9, context=own), Result(chart.SPEED, 1.0, "x", context=own)]
+            rows += [
+                Result("cosine", 0.9, "", 1, 0.9, 0.9, context=own),
+                Result(chart.SPEED, 1.0, "x", 1, 1.0, 1.0, context=own),
+            ]
         first = [line.split(" | ")[0].removeprefix("| ") for line in list(chart.table(rows))[2:]]
         assert first == ["50% encoder parameters", "1.15x", "2x", "2.5x", "as it is"]
