@@ -9,6 +9,7 @@ models' losses of the same blocks; below zero is better.
     python benchmarks/end_to_end_causal.py                 # writes benchmarks/results/end_to_end_causal.json
     python benchmarks/end_to_end_causal.py --quick         # the first eight blocks, which know nothing of language
     python benchmarks/end_to_end_causal.py --targets 1.5x  # fewer latencies
+    python benchmarks/end_to_end_causal.py --seed 1        # another: rows are means over all seeds that were run
 
 What is finished is kept below `--root`: a run that was broken off goes on where it was.
 """
@@ -101,9 +102,7 @@ def main() -> int:
     if options.quick:
         options.steps, options.trials, options.root, options.targets = 4, 5, options.root / "quick", ["1.2x"]
         model = first_blocks(model, options.root / "first_blocks")
-    context = common.machine(
-        threads=1, steps=options.steps, trials=options.trials, tokens=TOKENS, quick=options.quick, seed=options.seed
-    )
+    context = common.machine(threads=1, steps=options.steps, trials=options.trials, tokens=TOKENS, quick=options.quick)
     file = "end_to_end_causal_quick" if options.quick else "end_to_end_causal"
     rows: list[Result] = []
     # After each target: what was measured is kept where a later one is broken off.
@@ -136,7 +135,7 @@ def compete(model: Path, data: Path, options: Any) -> Iterator[tuple[list[Entry]
         made = [compare.entry(side, target, partial(make, target)) for side, make in makers.items()]
         if not all(entry.decode[0] for entry in made):
             compare.measure(made)
-        entries += made
+        entries += [compare.over_seeds(entry) for entry in made]
         yield entries, compare.teacher_rows()
 
 
@@ -157,6 +156,7 @@ def results(
             if (own := by.get((OURS, target))) and (other := by.get((side, target))):
                 found, blocks = difference(own.rows, other.rows), len(own.rows["surprise"])
                 beside = {**context, "side": side, "target": target, "speed-ups": [own.speedup[0], other.speedup[0]]}
+                beside["seeds"] = {OURS: list(own.seeds), side: list(other.seeds)}
                 claim = f"log-perplexity difference at {target}, {side}"
                 yield Result(claim, found.value, "nats", blocks, found.low, found.high, REACH, beside)
     whole = log_perplexity(teacher)
@@ -173,6 +173,9 @@ def of_side(entry: Entry, context: Mapping[str, Any]) -> Iterator[Result]:
     found, blocks = log_perplexity(entry.rows), len(entry.rows["surprise"])
     of = (entry.side, entry.target)
     beside = {**context, **{name: round(value, 4) for name, value in entry.metrics["fp32"].items()}}
+    beside["log-perplexity of each seed"] = {
+        seed: round(of_one["log_perplexity"], 4) for seed, of_one in entry.seeds.items()
+    }
     beside |= {"validation log-perplexity before distillation": entry.untrained["log_perplexity"]}
     yield Result(claim_of("log-perplexity", *of), found.value, "nats", blocks, found.low, found.high, context=beside)
     for phase, (value, low, high) in (("prefill", entry.speedup), ("decode", entry.decode)):

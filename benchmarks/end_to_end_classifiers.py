@@ -9,6 +9,7 @@ bootstrap that draws both models' answers to the same texts; pooled rows draw fr
     python benchmarks/end_to_end_classifiers.py            # writes benchmarks/results/end_to_end_classifiers.json
     python benchmarks/end_to_end_classifiers.py --tasks trec
     python benchmarks/end_to_end_classifiers.py --quick    # TREC alone, fewer trials and steps
+    python benchmarks/end_to_end_classifiers.py --seed 1   # another: rows are means over all seeds that were run
 
 What is finished is kept below `--root`: a run that was broken off goes on where it was.
 """
@@ -83,7 +84,7 @@ def compete(name: str, data: Path, options: Any) -> tuple[list[Entry], Answers]:
     entries = [compare.entry(*each) for each in wanted]
     entries.append(compare.entry(INT8, AS_IS, compare.quantised_teacher, steps=0))
     compare.measure(entries)
-    return entries, compare.teacher_rows()["correct"]
+    return [compare.over_seeds(entry) for entry in entries], compare.teacher_rows()["correct"]
 
 
 def as_study(
@@ -104,6 +105,7 @@ def results(
         for name, entry in of.items():
             beside = {"accuracy": round(float(np.mean(entry.rows["correct"])), 4), "measured ms": entry.latency_ms,
                       "teacher's accuracy": round(float(np.mean(teachers[name])), 4)}  # fmt: skip
+            beside["accuracy of each seed"] = {seed: round(found["accuracy"], 4) for seed, found in entry.seeds.items()}
             yield retention(name, target, [entry.rows["correct"]], [teachers[name]], {**own, **beside})
         if len(of) > 1:
             hits = [entry.rows["correct"] for entry in of.values()]

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
@@ -41,7 +42,8 @@ class Entry:
     """One model of one side, for one target; of a stored one only the graph is left, in the precision that it has.
 
     `rows` says of every test sample what the deployed graph makes of it: of classifiers ``correct``, of language
-    models ``surprise`` and ``tokens`` (`nas.evaluation.language.language_rows`).
+    models ``surprise`` and ``tokens`` (`nas.evaluation.language.language_rows`). `seeds` is empty but in means of
+    several seeds: what each of them had as deployed.
     """
 
     side: str
@@ -56,6 +58,7 @@ class Entry:
     latency_ms: float = 0.0
     samples: int = 0
     decode: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    seeds: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Entry:
@@ -123,6 +126,13 @@ class Entries:
     def path(self, side: str, target: str) -> Path:
         """Where an entry is kept; its deployed graph lies beside it."""
         return self.folder / f"{file_name(side, target)}_{self.seed}_{self.steps}.json"
+
+    def over_seeds(self, entry: Entry) -> Entry:
+        """The mean of all seeds' entries of the same side and target that were finished and measured so far."""
+        name = file_name(entry.side, entry.target)
+        files = {path.stem.split("_")[-2]: path for path in self.folder.glob(f"{name}_[0-9]*_{self.steps}.json")}
+        found = {seed: Entry.read(path) for seed, path in sorted(files.items())}
+        return averaged({seed: each for seed, each in found.items() if each.speedup[0]})
 
     # -- judging ----------------------------------------------------------------------------------------------------
 
@@ -221,6 +231,36 @@ class Entries:
 def deployed(graph: Any, precision: Precision) -> Any:
     """A graph in a precision."""
     return quantize_int8(graph) if precision == "int8" else graph
+
+
+def averaged(entries: Mapping[str, Entry]) -> Entry:
+    """One entry of several seeds': of every test sample the mean, so that intervals are drawn of samples, not of seeds.
+
+    Args:
+        entries: By seed, of one side and target, judged on the same samples and measured.
+    """
+    found = list(entries.values())
+    first, judged = found[0], [entry.metrics[entry.precision] for entry in found]
+
+    def ratio(values: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+        middle, low, high = zip(*values, strict=True)
+        return float(np.mean(middle)), min(low), max(high)
+
+    return replace(
+        first,
+        untrained=_means([entry.untrained for entry in found]),
+        metrics={**first.metrics, first.precision: _means(judged)},
+        rows={name: np.mean([entry.rows[name] for entry in found], axis=0).tolist() for name in first.rows},
+        speedup=ratio([entry.speedup for entry in found]),
+        decode=ratio([entry.decode for entry in found]),
+        latency_ms=float(np.mean([entry.latency_ms for entry in found])),
+        samples=sum(entry.samples for entry in found),
+        seeds=dict(zip(entries, judged, strict=True)),
+    )
+
+
+def _means(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([each[name] for each in metrics])) for name in metrics[0]}
 
 
 def file_name(*parts: str) -> str:

@@ -152,6 +152,31 @@ class TestRows:
         entry.write(tmp_path / "entry.json")
         assert causal.Entry.read(tmp_path / "entry.json") == entry
 
+    def test_several_seeds_are_means_of_every_sample(self, causal: ModuleType, tmp_path: Path) -> None:
+        subnet = SubnetConfig((BlockConfig(9, 3, 96),), 64)
+
+        class Sides(causal.LanguageModels):  # type: ignore[name-defined,misc]
+            def __init__(self, seed: int) -> None:
+                self.folder, self.steps, self.seed = tmp_path, 40, seed
+
+        for seed, correct, speedup in (
+            (0, [1.0, 0.0], (2.0, 1.9, 2.1)),
+            (1, [1.0, 1.0], (2.2, 2.1, 2.3)),
+            (2, [0.0], (0.0,) * 3),
+        ):
+            entry = causal.Entry(
+                "ours", "2x", subnet, precision="fp32", rows={"correct": correct}, speedup=speedup, samples=8,
+                metrics={"fp32": {"accuracy": sum(correct) / 2}},
+            )  # fmt: skip
+            entry.write(Sides(seed).path("ours", "2x"))
+        causal.Entry("ours", "2x", subnet).write(tmp_path / "ours_2x_0_80.json")  # Of other steps.
+        found = Sides(1).over_seeds(entry)
+        assert found.rows == {"correct": [1.0, 0.5]}
+        assert found.speedup == pytest.approx((2.1, 1.9, 2.3))
+        assert found.metrics == {"fp32": {"accuracy": 0.75}}
+        assert found.seeds == {"0": {"accuracy": 0.5}, "1": {"accuracy": 1.0}}
+        assert found.samples == 16
+
     def test_a_table_goes_from_half_of_the_parameters_over_speeds_to_the_teacher(self, causal: ModuleType) -> None:
         import end_to_end_chart as chart
         from common import Result
