@@ -38,9 +38,8 @@ def main() -> int:
         return 0
     from nas.__main__ import run
 
-    sizes = ["finalists.count=3", "finalists.distil=2", "finalists.steps=120"]
-    if options.quick:
-        sizes = ["finalists.count=3", "finalists.distil=2", "finalists.steps=10", "search.num_trials=12"]
+    sizes = ["finalists.count=3", "finalists.distil=2", f"finalists.steps={10 if options.quick else 120}"]
+    sizes += ["search.num_trials=12"] * options.quick
     paths = [f"model.path={data / 'minilm'}", f"task.data.path={data / 'movie.csv'}"]
     with tempfile.TemporaryDirectory() as root:
         if code := run(["search", "experiment=quickstart", f"root={root}", "study=stages", *paths, *sizes]):

@@ -185,7 +185,7 @@ def weight_products(model: ModelProto) -> list[str]:
 
 
 def without_shapes(model: ModelProto) -> ModelProto:
-    """The graph without the shapes between inputs and outputs, which the tools find and leave in it.
+    """The same graph, robbed in place of the shapes between inputs and outputs that the tools find and leave in it.
 
     See `onnx_passes.forget_shapes`: with them ONNX Runtime fuses sums with norms, and is slower on CPUs.
     """
