@@ -16,6 +16,7 @@ from nas.distillation.precision import ForwardPrecision, forward_precision
 from nas.distillation.teacher import TeacherOutputs
 from nas.distillation.train import TrainSettings, distil
 from nas.evaluation.metrics import SAMPLES, Tables, count_rows
+from nas.evaluation.prefix import LIMIT_BYTES, TeacherPrefix
 from nas.tasks.placement import CPU, device_of, moved, placed
 from nas.tasks.task import Outputs, Samples, Task, main_output
 from search_spaces.cost import costs
@@ -102,6 +103,8 @@ class Evaluator:
         self.extras = extras
         self.device_precision = device_precision
         self.place = place
+        # Extras run the model again, on inputs of their own.
+        self._prefix = TeacherPrefix(supernet, device_precision, 0 if extras else LIMIT_BYTES)
         forward_precision(precision)
 
     def evaluate(
@@ -122,8 +125,8 @@ class Evaluator:
             progress: Told of every distillation step.
         """
         if not steps and device_of(self.supernet.model) == self.place:
-            self.supernet.activate(subnet.on_device(self.device_precision))
-            return self.score(self.supernet.model, split)
+            with self._prefix.activated(subnet.on_device(self.device_precision), split):
+                return self.score(self.supernet.model, split)
         with placed(self.supernet.extract(subnet), self.place) as model:
             if steps:
                 self.distil(subnet, steps=steps, seed=seed, progress=progress, model=model)

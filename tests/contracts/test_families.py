@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from nas.evaluation.prefix import TeacherPrefix
 from search_spaces.calibrate import calibrate
 from search_spaces.checkpoint import load_subnet, save_subnet
 from search_spaces.cost import Workload, costs
@@ -177,6 +178,20 @@ class TestFamily:
         assert space.decode(space.encode([subnet])) == [subnet]
         assert SubnetConfig.from_json(subnet.to_json()) == subnet
         assert hash(SubnetConfig.from_json(subnet.to_json())) == hash(subnet)
+
+    def test_subnets_compute_alike_behind_what_the_teacher_s_first_blocks_passed_on(self, model_type):
+        it = made(model_type)
+        prefix = TeacherPrefix(it.supernet)
+        with prefix.activated(it.space.teacher, "validation"):
+            it.run(it.supernet.model)
+        for seed in range(6):
+            at = seed % it.space.shape.num_blocks
+            subnet = it.space.teacher.with_block(at, drawn(it.space, seed).blocks[at])
+            it.supernet.activate(subnet)
+            expected = it.run(it.supernet.model)
+            with prefix.activated(subnet, "validation"):
+                assert (len(blocks_of(it.supernet.model)) < subnet.depth) == (at > 0)
+                assert torch.equal(it.run(it.supernet.model), expected)
 
     def test_nothing_is_silently_inert(self, model_type):
         it = made(model_type)
