@@ -73,9 +73,13 @@ def main() -> int:
     return 0
 
 
-def compete(data: Path, options: Any) -> dict[int, list[Entry]]:
-    """Entries of this seed, and those that runs of other seeds have left."""
-    compare = comparison(data, options, options.seed)
+def compete(data: Path, options: Any) -> list[dict[int, Entry]]:
+    """Of each side at each target the entries by seed: this one's, and those that runs of others have left."""
+    folder, searched = options.root / f"entries_{options.precision}", partial(workbench, data, options.root)
+    compare = Sentences(
+        partial(searched, options.precision), options.trials, options.steps, options.seed, folder,
+        precision=options.precision, reference="int8",
+    )  # fmt: skip
     sides: list[tuple[str, str, Callable[[], Entry]]]
     sides = [(OURS, target, partial(compare.ours, target)) for target in options.targets]
     for target in options.compared:
@@ -86,28 +90,15 @@ def compete(data: Path, options: Any) -> dict[int, list[Entry]]:
     task: Any = compare.bench.task
     elsewhere = replace(task.data, path=str(data / "trec.csv"), calibration=64, validation=64)
     compare.judge_across(entries, replace(task, data=elsewhere))
-    seeds = {int(path.stem.split("_")[-2]) for path in compare.folder.glob(f"*_{options.steps}.json")}
-    others = {seed: comparison(data, options, seed) for seed in seeds - {options.seed}}
-    return {options.seed: entries, **{seed: finished(entries, other) for seed, other in others.items()}}
-
-
-def finished(entries: Sequence[Entry], other: Comparison) -> list[Entry]:
-    """What another seed's run has measured and judged of the same sides; it may still go on."""
-    files = [path for entry in entries if (path := other.path(entry.side, entry.target)).is_file()]
-    return [found for found in map(Entry.read, files) if ACROSS in found.metrics]
+    return [
+        {seed: found for seed, found in compare.of_seeds(entry).items() if ACROSS in found.metrics} for entry in entries
+    ]
 
 
 class Sentences(Comparison):
     """The sides for a sentence encoder: ours, searched or drawn at random, is the better of two refitted subnets."""
 
     refits = 2
-
-
-def comparison(data: Path, options: Any, seed: int) -> Comparison:
-    """All sides for one seed."""
-    folder, precision = options.root / f"entries_{options.precision}", options.precision
-    searched = partial(workbench, data, options.root, precision)
-    return Sentences(searched, options.trials, options.steps, seed, folder, precision=precision, reference="int8")
 
 
 def precision_argument(arguments: argparse.ArgumentParser) -> None:
@@ -144,12 +135,9 @@ def rivals(compare: Comparison, target: str) -> Iterator[tuple[str, str, Callabl
     yield RANDOM, target, partial(compare.at_random, target)
 
 
-def results(found: dict[int, list[Entry]], precision: Precision, context: dict[str, Any]) -> Iterator[Result]:
+def results(found: Sequence[dict[int, Entry]], precision: Precision, context: dict[str, Any]) -> Iterator[Result]:
     """Rows of the comparison, ours first: means over seeds."""
-    groups: dict[tuple[str, str], dict[int, Entry]] = {}
-    for seed, made in found.items():
-        for entry in made:
-            groups.setdefault((entry.side, entry.target), {})[seed] = entry
+    groups = {(entry.side, entry.target): by_seed for by_seed in found for entry in by_seed.values()}
     for (side, target), by_seed in groups.items():
         entries, own = list(by_seed.values()), {**context, "seeds": sorted(by_seed), "side": side, "target": target}
         own["measured ms"] = mean(entry.latency_ms for entry in entries)

@@ -58,7 +58,7 @@ class Entry:
     latency_ms: float = 0.0
     samples: int = 0
     decode: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    seeds: dict[str, dict[str, float]] = field(default_factory=dict)
+    seeds: dict[int, dict[str, float]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Entry:
@@ -127,12 +127,16 @@ class Entries:
         """Where an entry is kept; its deployed graph lies beside it."""
         return self.folder / f"{file_name(side, target)}_{self.seed}_{self.steps}.json"
 
-    def over_seeds(self, entry: Entry) -> Entry:
-        """The mean of all seeds' entries of the same side and target that were finished and measured so far."""
+    def of_seeds(self, entry: Entry) -> dict[int, Entry]:
+        """All seeds' entries of the same side and target that were finished and measured so far."""
         name = file_name(entry.side, entry.target)
-        files = {path.stem.split("_")[-2]: path for path in self.folder.glob(f"{name}_[0-9]*_{self.steps}.json")}
+        files = {int(path.stem.split("_")[-2]): path for path in self.folder.glob(f"{name}_[0-9]*_{self.steps}.json")}
         found = {seed: Entry.read(path) for seed, path in sorted(files.items())}
-        return averaged({seed: each for seed, each in found.items() if each.speedup[0]})
+        return {seed: each for seed, each in found.items() if each.speedup[0]}
+
+    def over_seeds(self, entry: Entry) -> Entry:
+        """Their mean."""
+        return averaged(self.of_seeds(entry))
 
     # -- judging ----------------------------------------------------------------------------------------------------
 
@@ -233,7 +237,7 @@ def deployed(graph: Any, precision: Precision) -> Any:
     return quantize_int8(graph) if precision == "int8" else graph
 
 
-def averaged(entries: Mapping[str, Entry]) -> Entry:
+def averaged(entries: Mapping[int, Entry]) -> Entry:
     """One entry of several seeds': of every test sample the mean, so that intervals are drawn of samples, not of seeds.
 
     Args:

@@ -174,8 +174,30 @@ class TestRows:
         assert found.rows == {"correct": [1.0, 0.5]}
         assert found.speedup == pytest.approx((2.1, 1.9, 2.3))
         assert found.metrics == {"fp32": {"accuracy": 0.75}}
-        assert found.seeds == {"0": {"accuracy": 0.5}, "1": {"accuracy": 1.0}}
+        assert found.seeds == {0: {"accuracy": 0.5}, 1: {"accuracy": 1.0}}
         assert found.samples == 16
+
+    def test_rows_of_sentence_encoders_tell_each_row_s_own_seeds(self, causal: ModuleType) -> None:
+        import end_to_end
+
+        subnet = SubnetConfig((BlockConfig(9, 3, 96),), 64)
+
+        def entry(target: str, cosine: float, speedup: float) -> Any:
+            judged = {"cosine": cosine, "recall": 0.8, "spearman": 0.9}
+            kinds = dict.fromkeys(("fp32", "int8", end_to_end.ACROSS), judged)
+            return causal.Entry(
+                "ours", target, subnet, untrained=judged, metrics=kinds, speedup=(speedup, speedup - 0.1, speedup + 0.1)
+            )
+
+        half = {0: entry("50% encoder parameters", 0.94, 1.5)}
+        double = {0: entry("2x", 0.9, 2.0), 2: entry("2x", 0.92, 2.1)}
+        found = {row.claim: row for row in end_to_end.results([half, double], "int8", {})}
+        at = found["cosine at 2x int8 teacher"]
+        assert [at.value, at.low, at.high, at.n] == pytest.approx([0.91, 0.9, 0.92, 2])
+        assert (at.context["seeds"], at.anchor) == ([0, 2], ".90")
+        fast = found["speed-up over the int8 teacher at 2x, ours"]
+        assert [fast.value, fast.low, fast.high] == pytest.approx([2.05, 1.9, 2.2])
+        assert found["cosine at 50% encoder parameters, distilled"].context["seeds"] == [0]
 
     def test_a_table_goes_from_half_of_the_parameters_over_speeds_to_the_teacher(self, causal: ModuleType) -> None:
         import end_to_end_chart as chart
