@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,10 +31,10 @@ def remembering(export: Export, folder: Path) -> Export:
 
     def remembered(model: nn.Module, arguments: tuple[Any, ...] = (), **options: Any) -> Any:
         if arguments or not options.get("dynamo") or sum(p.numel() for p in model.parameters()) > LARGEST:
-            return untraced(export)(model, arguments, **options)
+            return export(model, arguments, **options)
         path = folder / f"{fingerprint(model, options)}.onnx"
         if not path.exists():
-            program = untraced(export)(model, arguments, **options)
+            program = export(model, arguments, **options)
             if program is None:
                 return program
             aside = path.with_suffix(f".{id(program)}.aside")
@@ -45,26 +44,6 @@ def remembering(export: Export, folder: Path) -> Export:
         return SimpleNamespace(model=onnx_ir.from_proto(onnx.load_model(path)))
 
     return remembered
-
-
-def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of other people's, without coverage: tracing doubles the time of what is Python all through."""
-
-    def called(*arguments: Any, **options: Any) -> Any:
-        trace = sys.gettrace()
-        sys.settrace(None)
-        try:
-            return function(*arguments, **options)
-        finally:
-            sys.settrace(trace)
-            # Coverage's tracer takes over at the first call that it sees, and must see how this one returns.
-            _nothing()
-
-    return called
-
-
-def _nothing() -> None:
-    """To be called."""
 
 
 def fingerprint(model: nn.Module, options: Mapping[str, Any]) -> str:
