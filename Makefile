@@ -44,7 +44,8 @@ demo: $(VENV)/.core .assets/.demo
 	HF_HUB_OFFLINE=1 $(BIN)/nas search experiment=quickstart $(ARGS)
 
 test: $(VENV)/.dev
-	$(QUIET) $(BIN)/python -m slipcover -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0 $(ARGS)
+	$(QUIET) $(BIN)/python -m slipcover --json --out .coverage.json -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0 $(ARGS)
+	@$(BIN)/python -m slipcover --fail-under 90 --out .coverage.json --merge .coverage.json || { echo "coverage must be at least 90 %" >&2; exit 2; }
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -132,7 +133,7 @@ endef
 # -- cleaning ---------------------------------------------------------------------------------------------------------
 
 clean:
-	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist site .coverage.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean

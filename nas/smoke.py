@@ -54,5 +54,5 @@ def _make_model(directory: Path) -> None:
         # the finalists' could not be cut out of it.
         for parameter in model.parameters():
             if parameter.dim() == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
+                parameter.add_(0.02 * torch.randn_like(parameter))
     model.save_pretrained(directory)

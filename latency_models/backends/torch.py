@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from latency_models.backends.base import BackendError, Inputs, Run, check_options, check_precision
+from latency_models.backends.own_frame import own_frame
 from latency_models.device import Device
 
 # Libraries make their workspaces and choose their kernels in the first runs, which a recording must not hold.
@@ -103,7 +104,7 @@ def _prepared(module: nn.Module, inputs: Mapping[str, Tensor], device: Device) -
         return _recorded(module, inputs, device)
     if device.options.get("compile", False):
         mode = device.options.get("mode")
-        return torch.compile(_own_frame(module), dynamic=False, mode=None if mode is None else str(mode))
+        return torch.compile(own_frame(module), dynamic=False, mode=None if mode is None else str(mode))
     return module
 
 
@@ -179,20 +180,6 @@ def _converted(model: nn.Module, device: Device) -> nn.Module:
     if fits and not any(module.training for module in model.modules()):
         return model
     return copy.deepcopy(model).eval().to(device=place, dtype=dtype)
-
-
-def _own_frame(module: nn.Module) -> Callable[..., Any]:
-    """A function that calls the module and owns its code object.
-
-    Dynamo caches by code object and gives up after a few entries: hundreds of subnets of one class would share one
-    cache, check each other's guards at every call, and from the ninth on silently run eagerly.
-    """
-
-    def forward(**inputs: Tensor) -> Any:
-        return module(**inputs)
-
-    forward.__code__ = forward.__code__.replace(co_name=f"forward_{id(module)}")
-    return forward
 
 
 def _named(result: Any) -> dict[str, Tensor]:

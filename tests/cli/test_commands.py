@@ -66,7 +66,8 @@ def test_report_is_drawn_again_identically(searched, root):
 
 
 def test_export_writes_the_picked_model(searched, root, capsys):
-    assert run(["export", f"root={root}", "study=smoke", "pick=fastest", "precision=[fp32]", *FAST]) == 0
+    measure = ["measure.batches=[1]", "measure.protocol.min_visits=5", "measure.protocol.max_seconds=0.2"]
+    assert run(["export", f"root={root}", "study=smoke", "pick=fastest", "precision=[fp32]", *measure, *FAST]) == 0
     folder = Path(capsys.readouterr().out.strip().splitlines()[-1])
     assert (folder / "model.onnx").is_file()
     assert (folder / "subnet.json").is_file()
