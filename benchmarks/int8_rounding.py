@@ -63,7 +63,7 @@ def main() -> int:
 def results(search: SearchBench, *, quick: bool) -> Iterator[Result]:
     """Cosine of each changed graph."""
     bench = search.bench
-    task, teacher, context = bench.task, bench.evaluator.teacher, common.machine(threads=1, quick=quick)
+    task, teacher, context = bench.task, bench.evaluator.teacher, common.machine(threads=2, quick=quick)
     graph = search.device.graph(bench.space.teacher)
     names = weight_products(graph)
 
@@ -97,7 +97,7 @@ def feeds(batch: Mapping[str, Any]) -> dict[str, Floats]:
 
 def rounded(weight: Floats) -> Floats:
     """Of a weight, ``(inputs, outputs)``, what int8 with one scale per output leaves."""
-    scale = np.abs(weight).max(axis=0) / 127
+    scale = np.maximum(np.abs(weight).max(axis=0), 1e-12) / 127
     return np.round(weight / scale) * scale
 
 

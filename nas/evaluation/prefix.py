@@ -16,7 +16,7 @@ from search_spaces.subnet import SKIPPED, Precision, SubnetConfig
 if TYPE_CHECKING:
     from nas.evaluation.evaluate import Elastic
 
-LIMIT_BYTES = 512 * 2**20
+LIMIT_BYTES = 256 * 2**20
 
 
 class TeacherPrefix:
@@ -52,33 +52,40 @@ class TeacherPrefix:
         subnet, teacher = canonical(space.shape, subnet), space.teacher.on_device(self._precision)
         start = self._start(subnet, _common(subnet, teacher)) if self._kept_of == split else 0
         if start:
-            subnet = replace(subnet, blocks=(SKIPPED,) * start + subnet.blocks[start:])
+            self._supernet.activate(replace(subnet, blocks=(SKIPPED,) * start + subnet.blocks[start:]))
+            try:
+                with _reading(blocks_of(self._supernet.model)[0], iter(self._read[start])):
+                    yield
+            finally:
+                self._supernet.activate(subnet)
+            return
         self._supernet.activate(subnet)
-        if start:
-            with _reading(blocks_of(self._supernet.model)[0], iter(self._read[start])):
+        if subnet == teacher and self._kept_of != split:
+            with self._keeping(split):
                 yield
-        elif subnet == teacher and self._kept_of != split:
-            with self._keeping():
-                yield
-            self._kept_of = split
         else:
             yield
 
     def _start(self, subnet: SubnetConfig, same: int) -> int:
         """The last block whose input is kept before which all is the teacher's, and behind which some block is left."""
-        return max((at for at in self._read if at <= same and at <= subnet.kept[-1]), default=0)
+        last = min(same, max(subnet.kept, default=0))
+        return max((at for at in self._read if at <= last), default=0)
 
     @contextmanager
-    def _keeping(self) -> Iterator[None]:
+    def _keeping(self, split: str) -> Iterator[None]:
         """Keep what all blocks but the first read; nothing where the run is broken off."""
-        self._kept_of = None
         blocks = blocks_of(self._supernet.model)
-        self._read = {at: [] for at in range(1, len(blocks))}
-        with ExitStack() as stack:
-            for at in self._read:
-                handle = blocks[at].register_forward_pre_hook(self._keeper(at), with_kwargs=True)
-                stack.callback(handle.remove)
-            yield
+        self._kept_of, self._read = None, {at: [] for at in range(1, len(blocks))}
+        try:
+            with ExitStack() as stack:
+                for at in self._read:
+                    handle = blocks[at].register_forward_pre_hook(self._keeper(at), with_kwargs=True)
+                    stack.callback(handle.remove)
+                yield
+        except BaseException:
+            self._read = {}
+            raise
+        self._kept_of, self._read = split, {at: found for at, found in self._read.items() if found}
 
     def _keeper(self, at: int) -> Any:
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -108,8 +115,9 @@ def _reading(block: nn.Module, batches: Iterator[Tensor]) -> Iterator[None]:
     """Let a block read these in place of what it is given."""
 
     def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given, kept = args[0] if args else kwargs["hidden_states"], next(batches)
-        assert given.shape == kept.shape, "Batches come in another order than the teacher's."
+        given, kept = args[0] if args else kwargs["hidden_states"], next(batches, None)
+        if kept is None or given.shape != kept.shape:
+            raise RuntimeError("batches must be the ones that the teacher was judged on, in their order.")
         return ((kept, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": kept})
 
     handle = block.register_forward_pre_hook(read, with_kwargs=True)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -146,6 +147,37 @@ def test_a_run_that_is_broken_off_leaves_nothing(
         with pytest.raises(KeyboardInterrupt):
             evaluator.evaluate(teacher)
     assert not any(block._forward_pre_hooks for block in blocks_of(supernet.model))
+    assert evaluator._prefix._read == {}
     subnet = one_replaced(supernet, 2, 3)
     for split in ("validation", "test"):
         assert evaluator.evaluate(subnet, split=split) == made(supernet, task).evaluate(subnet, split=split)
+
+
+def test_what_was_judged_is_what_stays_active(supernet: Supernet, task: SentenceEmbedding) -> None:
+    evaluator, subnet = made(supernet, task), one_replaced(supernet, 2, 3)
+    evaluator.evaluate(supernet.space.teacher)
+    evaluator.evaluate(subnet)
+    assert supernet.active == subnet
+    assert len(blocks_of(supernet.model)) == subnet.depth
+
+
+def test_off_the_processor_nothing_is_kept(supernet: Supernet, task: SentenceEmbedding) -> None:
+    """What the hook is given there cannot be had here: tensors without storage stand for it."""
+    prefix, teacher = TeacherPrefix(supernet), supernet.space.teacher
+    with prefix.activated(teacher, "validation"):
+        for block in blocks_of(supernet.model):
+            for hook in block._forward_pre_hooks.values():
+                hook(block, (torch.zeros(2, 3, 4, device="meta"),), {})
+    evaluator = made(supernet, task)
+    expected = evaluator.evaluate(teacher)
+    evaluator._prefix = prefix
+    assert evaluator.evaluate(teacher) == expected
+
+
+def test_other_batches_are_refused(supernet: Supernet, task: SentenceEmbedding) -> None:
+    evaluator, subnet = made(supernet, task), one_replaced(supernet, 2, 3)
+    evaluator.evaluate(supernet.space.teacher)
+    evaluator.batch_size = 8
+    with pytest.raises(RuntimeError, match="batches must be the ones that the teacher was judged on"):
+        evaluator.evaluate(subnet)
+    assert supernet.active == subnet
