@@ -28,6 +28,7 @@ from onnx import ModelProto, numpy_helper
 
 from latency_models.backends.quantize import quantize_int8, weight_products
 from nas.evaluation.evaluate import evaluate_run, onnx_run
+from nas.export.reference import as_numpy
 from nas.searching import SearchBench
 
 DOWN = "the FFN's second"
@@ -83,16 +84,18 @@ def results(search: SearchBench, *, quick: bool) -> Iterator[Result]:
         yield judged(f"{kind} in fp32", but(pattern))
     for block in range(1 if quick else bench.space.shape.num_blocks):
         yield judged(f"block {block} in fp32", but(rf"layer\.{block}\."))
-    largest = maxima(graph, names, [feeds(batch) for batch in task.batches("calibration", 32)][:6])
+    largest = maxima(graph, names, [as_numpy(batch) for batch in task.batches("calibration", 32)][:6])
     for kinds, strength in SMOOTHED[: 1 if quick else None]:
         scaled = [name for name in names if any(re.search(KINDS[kind], name) for kind in kinds)]
         of = {NORMED: "what norms give", (DOWN,): DOWN}.get(kinds, "both")
         yield judged(f"scaled: {of}, strength {strength:g}", quantize_int8(smoothed(graph, scaled, largest, strength)))
 
 
-def feeds(batch: Mapping[str, Any]) -> dict[str, Floats]:
-    """A batch as a session takes it."""
-    return {name: values.numpy() for name, values in batch.items()}
+def copied(graph: ModelProto) -> tuple[ModelProto, dict[str, onnx.TensorProto]]:
+    """A copy, and its weights by name."""
+    copy = ModelProto()
+    copy.CopyFrom(graph)
+    return copy, {tensor.name: tensor for tensor in copy.graph.initializer}
 
 
 def rounded(weight: Floats) -> Floats:
@@ -103,9 +106,7 @@ def rounded(weight: Floats) -> Floats:
 
 def with_weights(graph: ModelProto, names: Sequence[str], change: Callable[[Floats], Floats]) -> ModelProto:
     """A copy of a graph, the weights of some products changed."""
-    copy = ModelProto()
-    copy.CopyFrom(graph)
-    weights = {tensor.name: tensor for tensor in copy.graph.initializer}
+    copy, weights = copied(graph)
     for node in copy.graph.node:
         if node.name in names:
             tensor = weights[node.input[1]]
@@ -117,8 +118,7 @@ def maxima(graph: ModelProto, names: Sequence[str], batches: Sequence[Mapping[st
     """Largest magnitude per channel of what products read, by the value's name; padding does not count."""
     import onnxruntime
 
-    copy = ModelProto()
-    copy.CopyFrom(graph)
+    copy, _ = copied(graph)
     read = sorted({node.input[0] for node in copy.graph.node if node.name in names})
     copy.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in read)
     session = onnxruntime.InferenceSession(copy.SerializeToString())
@@ -135,9 +135,7 @@ def maxima(graph: ModelProto, names: Sequence[str], batches: Sequence[Mapping[st
 
 def smoothed(graph: ModelProto, names: Sequence[str], largest: Mapping[str, Floats], strength: float) -> ModelProto:
     """A copy of a graph that divides what some products read by channel, and multiplies their weights by the same."""
-    copy = ModelProto()
-    copy.CopyFrom(graph)
-    weights = {tensor.name: tensor for tensor in copy.graph.initializer}
+    copy, weights = copied(graph)
     readers: dict[str, list[Any]] = {}
     for node in copy.graph.node:
         if node.name in names:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from nas.evaluation.aspects import lower_is_better
-from nas.evaluation.evaluate import judged_on
+from nas.evaluation.metrics import judged_on
 from nas.finished import goals_of
 from nas.reports.data import ExploredTrial, LoadCommand, ModelRow, Report, Sensitivity
 from nas.searching import Found, SearchBench

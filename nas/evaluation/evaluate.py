@@ -15,7 +15,6 @@ from nas.distillation.losses import Distiller
 from nas.distillation.precision import ForwardPrecision, forward_precision
 from nas.distillation.teacher import TeacherOutputs
 from nas.distillation.train import TrainSettings, distil
-from nas.evaluation.metrics import SAMPLES, Tables, count_rows
 from nas.evaluation.prefix import LIMIT_BYTES, TeacherPrefix
 from nas.tasks.placement import CPU, device_of, moved, placed
 from nas.tasks.task import Outputs, Samples, Task, main_output
@@ -260,24 +259,6 @@ def predict(
     if not np.isfinite(collected).all():
         raise ValueError(f"the model's {name} on {split!r} must be finite, but some are not.")
     return {name: collected}
-
-
-def judged_on(task: Task, tables: Tables, split: str) -> tuple[int, str]:
-    """How many rows a task's main measure is computed of, and what they are.
-
-    Args:
-        task: Says which measure it is.
-        tables: Of the split.
-        split: Its name.
-    """
-    quality = next(measure for measure in task.measures if measure.name == task.quality)
-    unit = {"image_classification": "images", "causal_lm": "blocks"}.get(task.kind, "texts")
-    examples = getattr(task.samples, "examples", {}).get(split)
-    if quality.table != SAMPLES:
-        unit = quality.table
-    elif getattr(examples, "pairs", None) is not None:
-        unit = "pairs"
-    return count_rows(tables[quality.table]), unit
 
 
 def onnx_run(model: str | bytes, task: Task, threads: int = 1) -> Run:

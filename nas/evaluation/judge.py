@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from nas.evaluation.aspects import Aspects
 from nas.evaluation.calibration import CALIBRATION, fit_temperature, reliability
-from nas.evaluation.evaluate import Run, judged_on, predict
+from nas.evaluation.evaluate import Run, predict
 from nas.evaluation.fairness import RATES, Groups, disparity
 from nas.evaluation.intervals import Values, estimate, mcnemar
-from nas.evaluation.metrics import SAMPLES, Measure, Rows, Tables, count_rows
+from nas.evaluation.metrics import SAMPLES, Measure, Rows, Tables, count_rows, judged_on
 from nas.evaluation.robustness import Condition, PerturbedSplit, measure_fall, summary
 from nas.evaluation.substituted import SubstitutedSplit
 from nas.evaluation.substitution import COUNTERFACTUAL, substitution_rows

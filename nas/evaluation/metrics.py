@@ -10,10 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from nas.tasks.task import Task
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 Rows = Mapping[str, NDArray[Any]]
@@ -217,6 +220,24 @@ MULTI_LABEL = (
 
 
 # -- a number a sample -------------------------------------------------------------------------------------------------
+
+
+def judged_on(task: Task, tables: Tables, split: str) -> tuple[int, str]:
+    """How many rows a task's main measure is computed of, and what they are.
+
+    Args:
+        task: Says which measure it is.
+        tables: Of the split.
+        split: Its name.
+    """
+    quality = next(measure for measure in task.measures if measure.name == task.quality)
+    unit = {"image_classification": "images", "causal_lm": "blocks"}.get(task.kind, "texts")
+    examples = getattr(task.samples, "examples", {}).get(split)
+    if quality.table != SAMPLES:
+        unit = quality.table
+    elif getattr(examples, "pairs", None) is not None:
+        unit = "pairs"
+    return count_rows(tables[quality.table]), unit
 
 
 def regression_rows(student: Floats, teacher: Floats, labels: NDArray[np.float32]) -> Rows:
