@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from latency_models.backends.base import Run, backend_entry
+from latency_models.backends.base import Run, as_arrays, backend_entry
 from latency_models.device import Device
 from latency_models.measurement import Measurement, Ratio, speedup
 from latency_models.meters import Energy, PeakMemory, find_energy_meter, measure_energy, peak_memory
@@ -37,6 +37,8 @@ class Deployed:
     def job(self, inputs: Mapping[str, Any]) -> Callable[[], Run]:
         """What compiles it, in this process or another."""
         known = {name: value for name, value in inputs.items() if self.takes is None or name in self.takes}
+        if backend_entry(self.device.backend).takes != "module":
+            known = as_arrays(known)  # A process that runs a graph need not import torch to read them.
         return partial(compile_model, self.device, self.model, known)
 
 

@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from latency_models.backends.base import Run
 from latency_models.device import Device
 from latency_models.isolation import run_isolated
-from search_spaces.cost import Workload
+
+if TYPE_CHECKING:  # What is imported here stands in the memory of every process that is measured.
+    from search_spaces.cost import Workload
 
 _POWERCAP = Path("/sys/class/powercap")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from latency_models.backends.base import Run, as_arrays, backend_entry, make_backend
@@ -47,6 +49,7 @@ class SubnetCompiler:
         output_names: One name per tensor that the deployed model returns.
         deployable: Wraps an extracted model as it is deployed (pooling, normalisation); the model itself by default.
         template: The exported teacher, where it was made already; made on first use when None.
+        templates: Folder where exported teachers are kept, so that the next process need not export them.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class SubnetCompiler:
         *,
         deployable: Callable[[nn.Module], nn.Module] | None = None,
         template: GraphTemplate | None = None,
+        templates: Path | None = None,
     ) -> None:
         self.device = device
         self.inputs = dict(inputs)
@@ -65,17 +69,29 @@ class SubnetCompiler:
         self._supernet = supernet
         self._deployable = deployable or _unchanged
         self._warned = False
+        self._templates = templates
         if template is not None:
             self.__dict__["template"] = template
 
     @cached_property
+    def template_path(self) -> Path | None:
+        """Where the exported teacher lies, or will lie; None where it is not kept."""
+        from latency_models.backends.template_key import template_key
+
+        if self._templates is None:
+            return None
+        key = template_key(self.module(self._supernet.space.teacher), self.inputs, self.output_names)
+        return None if key is None else self._templates / f"{key}.onnx"
+
+    @cached_property
     def template(self) -> GraphTemplate | None:
         """The exported teacher; None, with a warning, for a family whose graph cannot be edited."""
-        from latency_models.backends.graph_template import GraphTemplate, GraphTemplateError
+        from latency_models.backends.graph_template import GraphTemplateError
+        from latency_models.backends.template_store import stored_template
 
-        teacher = self._supernet.extract(self._supernet.space.teacher)
+        teacher = self.module(self._supernet.space.teacher)
         try:
-            return GraphTemplate.from_model(self._deployable(teacher), self.inputs, self.output_names)
+            return stored_template(self.template_path, teacher, self.inputs, self.output_names)
         except GraphTemplateError as error:
             _logger.warning("%s Every subnet is exported instead, which takes seconds each.", error)
             return None
@@ -144,7 +160,24 @@ class SubnetCompiler:
 
     def isolated_job(self, subnet: SubnetConfig) -> Callable[[], Run]:
         """What compiles the subnet when called, in any process: the model itself is made now."""
-        return partial(compile_model, self.device, self.model(subnet), self.inputs)
+        takes_module = backend_entry(self.device.backend).takes == "module"
+        # Arrays, so that a process that runs a graph does not import torch to read them.
+        inputs: Mapping[str, Any] = self.inputs if takes_module else as_arrays(self.inputs)
+        return partial(compile_model, self.device, self.model(subnet), inputs)
+
+    def file_job(self, subnet: SubnetConfig, file: Path) -> Callable[[], Run]:
+        """What compiles the subnet in any process as it is deployed: from a file, which is written now.
+
+        A process that calls it spends memory on nothing else. Runtimes other than ONNX Runtime on a CPU get what
+        `isolated_job` sends.
+        """
+        if (self.device.backend, self.device.provider) != ("onnxruntime", "cpu"):
+            return self.isolated_job(subnet)
+        from latency_models.backends.onnxruntime import OnnxRuntimeBackend
+
+        arrays = as_arrays(self.inputs)
+        file.write_bytes(OnnxRuntimeBackend(self.device).deployed(self.model(subnet), arrays))
+        return partial(compile_model, replace(self.device, precision="fp32"), str(file), arrays)
 
 
 def compile_model(device: Device, model: Any, inputs: Mapping[str, Any]) -> Run:

@@ -86,6 +86,7 @@ class Export:
             metrics=metrics,
             formats=formats,
             precisions=precisions,
+            graph=self.stages.device.student_graph(model, candidate.subnet) if artefacts else None,
             calibration_samples=int(self.settings["calibration_samples"]),
             metadata=self._told(candidate),
             device=self._tensorrt,
@@ -216,7 +217,7 @@ class Export:
     def _teachers(self, artefacts: Sequence[Artefact]) -> list[Subject]:
         """The teacher in the same files, kept in the study's folder; its fp32 graph always."""
         from nas.export.artefacts import ARTEFACTS, MIXED, write_artefact
-        from nas.export.export import calibration_inputs, deployed_graph
+        from nas.export.export import calibration_inputs
         from nas.export.measure import subjects_of
 
         bench, folder = self.bench, self.stages.directory / "models" / "teacher"
@@ -225,9 +226,9 @@ class Export:
         wanted = list(dict.fromkeys([ARTEFACTS["onnx fp32"], *same]))
         missing = [row for row in wanted if not (folder / row.file).is_file()]
         if missing:
-            bench.say("Exporting the teacher, to be measured beside ...")
+            bench.say("Writing the teacher's files, to be measured beside ...")
             with bench.stage("export teacher"):
-                graph = deployed_graph(bench.teacher, bench.task)
+                graph = self.stages.device.graph(bench.space.teacher)
                 calibration = calibration_inputs(bench.task, int(self.settings["calibration_samples"]))
                 for row in missing:
                     write_artefact(row, graph, folder, calibration=calibration, device=self._tensorrt)

@@ -133,7 +133,7 @@ class Finish:
         """Write a folder, in fp32 alone where the model does not bear quantisation: the other members are not lost."""
         from nas.export.export import export_candidate
 
-        bench, graph = self.bench, self._graph(model, subnet)
+        bench, graph = self.bench, self.device.student_graph(model, subnet)
         written = partial(
             export_candidate,
             model,
@@ -150,19 +150,6 @@ class Finish:
         except Exception as error:  # noqa: BLE001 - as above
             bench.say(f"{one_line(error)} So {name} is exported in fp32 alone.")
             written(precisions=("fp32",))
-
-    def _graph(self, model: Any, subnet: SubnetConfig) -> Any:
-        """A finalist's graph cut out of the template, or None where it must be exported."""
-        from latency_models.backends.graph_students import student_graph
-        from latency_models.backends.graph_template import GraphTemplateError
-
-        if (template := self.device.compiler.template) is None:
-            return None
-        try:
-            return student_graph(template, self.bench.task.deployable(model), subnet.kept)
-        except GraphTemplateError as error:
-            self.bench.say(f"{error} The model is exported instead, which takes longer.")
-            return None
 
     def _described(
         self, name: str, role: str, subnet: SubnetConfig, directory: Path, predicted: Interval | None, model: Any

@@ -14,8 +14,12 @@ from nas.workbench import Workbench
 from search_spaces.subnet import SubnetConfig
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import nn
+
     from latency_models.active import LearningPoint
     from latency_models.backends.base import Run
+    from latency_models.backends.graph_template import GraphTemplate
     from latency_models.predictors import CalibratedPredictor
     from latency_models.profile import DeviceProfile, Header
     from latency_models.subnet_compiler import SubnetCompiler
@@ -48,12 +52,25 @@ class DeviceBench:
         from latency_models.subnet_compiler import SubnetCompiler
 
         bench, task = self.bench, self.bench.task
-        made = SubnetCompiler(bench.device, bench.supernet, self.inputs, task.output_names, deployable=task.deployable)
+        made = SubnetCompiler(
+            bench.device, bench.supernet, self.inputs, task.output_names,
+            deployable=task.deployable, templates=bench.cache / "graphs",
+        )  # fmt: skip
         if not self.takes_module:
-            bench.say("Exporting the teacher's graph, from which every subnet's is cut ...")
-            with bench.stage("export template"):
-                _ = made.template
+            self._template(made)
         return made
+
+    def _template(self, compiler: SubnetCompiler) -> GraphTemplate | None:
+        """The exported teacher; exporting it takes up to some minutes, so it is told, once."""
+        if "template" in vars(compiler):
+            return compiler.template
+        reused = compiler.template_path is not None and compiler.template_path.is_file()
+        if reused:
+            self.bench.say(f"Reusing the teacher's graph {compiler.template_path}.")
+        else:
+            self.bench.say("Exporting the teacher's graph, from which every subnet's is cut ...")
+        with self.bench.stage("export template", reused=reused):
+            return compiler.template
 
     @property
     def takes_module(self) -> bool:
@@ -65,6 +82,19 @@ class DeviceBench:
     def graph(self, subnet: SubnetConfig) -> Any:
         """A subnet's ONNX graph, cut out of the teacher's."""
         return self.compiler.graph(subnet)
+
+    def student_graph(self, model: nn.Module, subnet: SubnetConfig) -> ModelProto | None:
+        """The fp32 graph of an extracted model, trained or not, cut out of the teacher's; None: it must be exported."""
+        from latency_models.backends.graph_students import student_graph
+        from latency_models.backends.graph_template import GraphTemplateError
+
+        if (template := self._template(self.compiler)) is None:
+            return None
+        try:
+            return student_graph(template, self.bench.task.deployable(model), subnet.kept)
+        except GraphTemplateError as error:
+            self.bench.say(f"{error} The model is exported instead, which takes longer.")
+            return None
 
     def job(self, subnet: SubnetConfig) -> Callable[[], Run]:
         """What compiles a subnet when its turn comes."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -111,7 +112,8 @@ class Profiling:
 
         found = {}
         if "peak_memory_mb" in self.bench.config["profile"]["meters"]:
-            found["peak_memory_mb"] = peak_memory_mb(self.compiler.isolated_job(subnet))
+            with TemporaryDirectory() as folder:
+                found["peak_memory_mb"] = peak_memory_mb(self.compiler.file_job(subnet, Path(folder) / "subnet.onnx"))
         if self.energy is not None:
             found["energy_mj"] = measure_energy(self.compiler.compile(subnet), self.energy).millijoules
         return found

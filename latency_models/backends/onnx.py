@@ -79,8 +79,7 @@ def export_ir(
     """The exporter's own representation, weights shared with the module and scopes still there; see `export_onnx`."""
     import torch
 
-    axes = getattr(model, "dynamic_axes", None) if axes is None else axes
-    axes = dict(axes) if axes is not None else {name: default_axes(value) for name, value in inputs.items()}
+    axes = dynamic_axes(model, inputs) if axes is None else axes
     example = {name: _resized(value, axes.get(name, {})) for name, value in inputs.items()}
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -114,6 +113,12 @@ def export_ir(
 def takes_cache(model: nn.Module) -> bool:
     """Whether a deployed module's graph has a KV cache: `latency_models.backends.causal.CausalModel`."""
     return "total_sequence_length" in str(getattr(model, "dynamic_axes", ""))
+
+
+def dynamic_axes(model: nn.Module, inputs: Mapping[str, Tensor]) -> Mapping[str, Mapping[int, str]]:
+    """Which axes of a module's inputs its graph leaves open: those that it names, else batch and sequence."""
+    own: Mapping[str, Mapping[int, str]] | None = getattr(model, "dynamic_axes", None)
+    return {name: default_axes(value) for name, value in inputs.items()} if own is None else own
 
 
 def default_axes(value: Tensor) -> dict[int, str]:

@@ -96,7 +96,7 @@ class OnnxRuntimeBackend:
         arrays = as_arrays(inputs)
         # A graph that is already as it shall run is loaded from its path: external data lies beside it.
         ready = isinstance(model, str | Path) and device.precision == "fp32"
-        source = str(model) if ready else graph_bytes(self._converted(model, arrays))
+        source = str(model) if ready else self.deployed(model, arrays)
         try:
             session = ort.InferenceSession(source, self._options(), providers=self._providers())
         except Exception as error:  # The runtime raises bare exceptions of its own hidden classes.
@@ -119,6 +119,14 @@ class OnnxRuntimeBackend:
         except Exception as error:
             raise BackendError(f"device {device.name!r}: the graph does not run: {first_line(error)}") from error
         return run
+
+    def deployed(self, model: Any, inputs: Inputs) -> bytes:
+        """A graph as this device runs it, in its precision, serialised: what a file of it would hold.
+
+        Raises:
+            BackendError: It is not an ONNX graph, or too large for one piece of bytes.
+        """
+        return graph_bytes(self._converted(model, as_arrays(inputs)))
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 from nas.__main__ import run
@@ -48,6 +49,8 @@ def test_running_it_again_reuses_everything_and_adds_nothing(searched, root, cap
     said = capsys.readouterr().err
     assert "Reusing the calibration" in said
     assert "Reusing the profile" in said
+    assert "Reusing the teacher's graph" in said
+    assert "Exporting the teacher" not in said
     after = json.loads((searched / "report.json").read_text())
     assert after["explored"] == before["explored"]
     assert [r["subnet"] for r in after["models"]] == [r["subnet"] for r in before["models"]]
@@ -67,8 +70,13 @@ def test_report_is_drawn_again_identically(searched, root):
 
 def test_export_writes_the_picked_model(searched, root, capsys):
     measure = ["measure.batches=[1]", "measure.protocol.min_visits=5", "measure.protocol.max_seconds=0.2"]
-    assert run(["export", f"root={root}", "study=smoke", "pick=fastest", "precision=[fp32]", *measure, *FAST]) == 0
-    folder = Path(capsys.readouterr().out.strip().splitlines()[-1])
+    own = ["study=smoke", "pick=fastest", "precision=[fp32]", *measure, *FAST, "progress=plain"]
+    with pytest.MonkeyPatch.context() as patch:  # Both graphs are cut out of the teacher's, which is there.
+        patch.delattr(torch.onnx, "export")
+        assert run(["export", f"root={root}", *own]) == 0
+    said = capsys.readouterr()
+    assert "Reusing the teacher's graph" in said.err
+    folder = Path(said.out.strip().splitlines()[-1])
     assert (folder / "model.onnx").is_file()
     assert (folder / "subnet.json").is_file()
 

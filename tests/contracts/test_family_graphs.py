@@ -19,6 +19,8 @@ from latency_models.backends.base import make_backend
 from latency_models.backends.graph_template import GraphTemplate, GraphTemplateError
 from latency_models.backends.onnx import export_onnx
 from latency_models.backends.quantize import is_quantized, projection_products, quantize_int8
+from latency_models.backends.template_key import template_key
+from latency_models.backends.template_store import read, write
 from latency_models.device import Device
 from search_spaces.families import blocks_of
 from search_spaces.subnet import SKIPPED
@@ -80,6 +82,21 @@ def test_edited_graphs_compute_what_extracted_models_do(model_type):
         # All projections that are left are found by name, so that each block can have its own precision.
         linears = [m for m in blocks_of(module.model).modules() if isinstance(m, nn.Linear | Conv1D)]
         assert len(projection_products(graph, it.space.shape.family, subnet.kept)) == len(linears)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_stored_template_is_edited_as_the_exported_one(model_type):
+    it, exported = made(model_type), template(model_type)
+    teacher = deployed(model_type, it.space.teacher)
+    data = write(exported, teacher)
+    again = read(data, teacher)
+    assert len(data) < 0.8 * sum(weight.nbytes for weight in teacher.parameters())
+    assert template_key(teacher, it.inputs, ["output"])
+    for subnet in (it.space.teacher, *it.space.sample(np.random.default_rng(1), 3)):
+        weights = it.supernet.linear_weights(subnet)
+        skipped = [index for index, block in enumerate(subnet.blocks) if block.skipped]
+        graphs = [t.edit(weights, skipped).SerializeToString(deterministic=True) for t in (again, exported)]
+        assert graphs[0] == graphs[1], subnet
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])

@@ -17,6 +17,7 @@ from latency_models.backends.graph_students import student_graph
 from latency_models.backends.graph_template import GraphTemplate
 from latency_models.backends.onnx_cache import empty_cache, generate
 from latency_models.backends.quantize_static import quantize_static
+from latency_models.backends.template_store import read, write
 from latency_models.device import Device
 from search_spaces.calibrate import calibrate
 from search_spaces.supernet import Supernet
@@ -81,10 +82,12 @@ def test_every_subnet_s_graph_generates_what_its_model_generates(world: World) -
     assert kinds == {True, False}
 
 
-def test_the_graph_of_a_trained_subnet(world: World) -> None:
-    subnet = world.subnets[1]
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_graph_of_a_trained_subnet(world: World, *, stored: bool) -> None:
+    subnet, teacher = world.subnets[1], CausalModel(world.teacher)
     trained = randomise(world.supernet.extract(subnet), seed=7)
-    graph = student_graph(world.template, CausalModel(trained), subnet.kept)
+    template = read(write(world.template, teacher) or b"", teacher) if stored else world.template
+    graph = student_graph(template, CausalModel(trained), subnet.kept)
     prompt = np.random.default_rng(1).integers(1, 90, (1, 4))
     assert np.array_equal(generate(session_of(graph), empty_cache(graph), prompt, 6), generated(trained, prompt, 6))
 

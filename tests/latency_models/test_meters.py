@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from latency_models import meters
-from latency_models.backends.base import BackendError
+from latency_models.backends.base import BackendError, make_backend
+from latency_models.backends.quantize import is_quantized
+from latency_models.deployed import Deployed
 from latency_models.device import Device
 from latency_models.meters import (
     NvmlMeter,
@@ -25,7 +27,13 @@ from latency_models.meters import (
     peak_memory_mb,
     throughput,
 )
+from latency_models.subnet_compiler import SubnetCompiler
+from search_spaces.calibrate import calibrate
 from search_spaces.cost import Workload
+from search_spaces.supernet import Supernet
+from tests.latency_models.lean import allocating_run, failing_run, without
+from tests.latency_models.pruned import POOLED_NAMES, Pooled, example_inputs
+from tests.models import tiny_batches, tiny_bert, tiny_space
 
 
 def test_throughput_counts_sequences():
@@ -34,21 +42,35 @@ def test_throughput_counts_sequences():
         throughput(Workload(), 0)
 
 
-def allocating_run(megabytes):
-    return partial(np.ones, megabytes * 125_000)
-
-
-def failing_run():
-    raise BackendError("device 'x': gone.")
-
-
 def test_peak_memory_is_that_of_the_run_and_not_of_this_process():
-    ballast = np.ones(40_000_000)  # 320 MB that the measured process must not be charged for.
+    ballast = np.ones(20_000_000)  # 160 MB that the measured process must not be charged for.
     small, large = peak_memory_mb(partial(allocating_run, 1)), peak_memory_mb(partial(allocating_run, 200))
     assert large - small == pytest.approx(199, abs=10)
     assert small < ballast.nbytes / 1e6
     with pytest.raises(BackendError, match="gone"):
         peak_memory_mb(failing_run)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_graph_s_memory_is_that_of_its_runtime_alone(tmp_path, precision):
+    teacher = tiny_bert()
+    space = tiny_space(teacher)
+    supernet = Supernet(teacher, calibrate(teacher, tiny_batches(), space), space)
+    device = Device("x", "onnxruntime", precision=precision)
+    made = SubnetCompiler(device, supernet, example_inputs(), POOLED_NAMES, deployable=Pooled)
+    job = made.file_job(space.smallest, tmp_path / "subnet.onnx")
+    peak_memory(partial(without, job, ["torch", "transformers", "onnx", "sklearn"]), device)
+    peak_memory(partial(without, made.isolated_job(space.smallest), ["torch", "transformers"]), device)
+    kept = Deployed("subnet", device, str(tmp_path / "subnet.onnx"))
+    torch_inputs = example_inputs()
+    peak_memory(partial(without, kept.job(torch_inputs), ["torch", "transformers"]), device)
+    assert is_quantized(str(tmp_path / "subnet.onnx")) == (precision == "int8")
+    exact = make_backend(device).compile(made.graph(space.smallest), made.inputs).outputs()
+    for name, values in job().outputs().items():
+        np.testing.assert_array_equal(values, exact[name])
+    other = SubnetCompiler(Device("t", "torch"), supernet, example_inputs(), POOLED_NAMES, deployable=Pooled)
+    assert other.file_job(space.smallest, tmp_path / "none.onnx")().outputs()
+    assert not (tmp_path / "none.onnx").exists()
 
 
 def test_a_cpu_has_no_gpu_memory():
