@@ -8,7 +8,7 @@ nobody searched on: other movie sentences and, across domains, TREC's questions.
 
     python benchmarks/end_to_end.py                  # one seed; writes benchmarks/results/end_to_end[_fp32].json
     python benchmarks/end_to_end.py --seed 1         # another: rows are means over all seeds that were run
-    python benchmarks/end_to_end.py --quick          # fewer trials, steps and targets
+    python benchmarks/end_to_end.py --quick          # fewer sentences, measurements, trials, steps and targets
     python benchmarks/end_to_end.py --precision int8 # of all sides, also where it is no faster
 
 What is finished is kept below `--root`: a run that was broken off goes on where it was.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -37,6 +38,11 @@ from nas.searching import SearchBench
 DEVICES: dict[Precision, str] = {"fp32": "onnxruntime_cpu", "int8": "onnxruntime_cpu_int8"}
 WORTH_IT = 1.05  # From this gain on int8 is worth what it loses.
 SPEEDUPS = (1.15, 1.6, 2.0, 2.5)
+# Less of everything, for `--quick`.
+QUICK = (
+    "task.data.validation=128", "task.data.test=256", "profile.num_subnets=16", "profile.held_out=6",
+    "profile.active.start=16", "search.sensitivity_evaluations=24",
+)  # fmt: skip
 REACH = {
     "untrained": ".91; Torch-Pruning Taylor .572 on other sentences",
     HALF: ".94; the same recipe's prototype .930",
@@ -58,12 +64,15 @@ def main() -> int:
         return 0
     if options.quick:
         options.steps, options.trials, options.root = 20, 24, options.root / "quick"
-        options.targets = [HALF, "1.6x"]
-    options.precision, gain = chosen_precision(options.precision, partial(workbench, data, options.root))
+        options.targets, options.compared = [HALF, "1.6x"], [HALF]
+    fresh, started = not options.root.exists(), time.monotonic()
+    options.precision, gain = chosen_precision(options.precision, partial(workbench, data, options))
     entries, path = compete(data, options), options.output
     context = common.machine(threads=1, steps=options.steps, trials=options.trials, quick=options.quick)
     context |= {"precision of all sides": options.precision, "int8 teacher over the fp32 teacher": gain}
     rows = list(results(entries, options.precision, context))
+    if fresh:  # Else an earlier run has done some of it.
+        rows.append(Result("the whole comparison", (time.monotonic() - started) / 60, "min", 1, context=context))
     common.show(rows)
     name = "end_to_end" if options.precision == "int8" else "end_to_end_fp32"
     print(common.write("end_to_end_quick" if options.quick else name, rows, path))
@@ -75,7 +84,7 @@ def main() -> int:
 
 def compete(data: Path, options: Any) -> list[dict[int, Entry]]:
     """Of each side at each target the entries by seed: this one's, and those that runs of others have left."""
-    folder, searched = options.root / f"entries_{options.precision}", partial(workbench, data, options.root)
+    folder, searched = options.root / f"entries_{options.precision}", partial(workbench, data, options)
     compare = Sentences(
         partial(searched, options.precision), options.trials, options.steps, options.seed, folder,
         precision=options.precision, reference="int8",
@@ -179,10 +188,10 @@ def mean(values: Any) -> float:
     return float(np.mean(list(values)))
 
 
-def workbench(data: Path, root: Path, precision: Precision, study: str, *overrides: str) -> SearchBench:
+def workbench(data: Path, options: Any, precision: Precision, study: str, *overrides: str) -> SearchBench:
     """A search for a sentence encoder on movie sentences."""
-    options = [f"model.path={data / 'minilm'}", f"task.data.path={data / 'movie.csv'}"]
-    return searched_by(root, precision, study, *options, *overrides)
+    texts = [f"model.path={data / 'minilm'}", f"task.data.path={data / 'movie.csv'}"]
+    return searched_by(options.root, precision, study, *texts, *(QUICK if options.quick else ()), *overrides)
 
 
 def searched_by(root: Path, precision: Precision, study: str, *overrides: str) -> SearchBench:

@@ -36,8 +36,8 @@ def points(rows: Sequence[Result]) -> list[Point]:
     speeds = {(r.context["side"], r.context["target"]): r.value for r in rows if r.claim.startswith(SPEED)}
     found = []
     for row in rows:
-        side, target = row.context["side"], row.context.get("target", "")
         if row.claim.startswith("cosine") and row.context.get("deployed"):
+            side, target = row.context["side"], row.context.get("target", "")
             beside = (float(row.context["recall"]), float(row.context["spearman"]))
             found.append(Point(side, target, speeds[side, target], row.value, *beside, row.n))
     return found

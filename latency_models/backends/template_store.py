@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -65,13 +66,16 @@ def stored_template(
 
 def _keep(path: Path, data: bytes) -> None:
     """Write aside and rename: a killed run leaves no half of a file. A full disk is no reason to stop."""
+    # Not `tempfile`, whose files are for their owner alone: caches are shared.
+    aside = path.with_name(f".{path.stem}-{uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", delete=False) as aside:
-            aside.write(data)
-        Path(aside.name).replace(path)
+        aside.write_bytes(data)
+        aside.replace(path)
     except OSError as error:
         _logger.warning("graph template: it is not kept for the next command: %s", error)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def write(template: GraphTemplate, model: nn.Module) -> bytes | None:
