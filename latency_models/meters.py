@@ -58,7 +58,7 @@ def peak_memory(compile_run: Callable[[], Run], device: Device, *, runs: int = 3
     """Peak memory of a model on its device.
 
     Args:
-        compile_run: Compiles the model; picklable (`SubnetCompiler.isolated_job`), because another process calls it.
+        compile_run: Compiles the model; picklable (`SubnetCompiler.file_job`), because another process calls it.
         device: Where it runs.
         runs: Runs before the marks are read.
 

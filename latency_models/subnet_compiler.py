@@ -70,31 +70,44 @@ class SubnetCompiler:
         self._deployable = deployable or _unchanged
         self._warned = False
         self._templates = templates
+        self.template_path: Path | None = None
         if template is not None:
             self.__dict__["template"] = template
 
-    @cached_property
-    def template_path(self) -> Path | None:
-        """Where the exported teacher lies, or will lie; None where it is not kept."""
+    def find_template(self) -> bool:
+        """Take the exported teacher from where it is kept; whether it is there, or was made already."""
         from latency_models.backends.template_key import template_key
+        from latency_models.backends.template_store import find_template
 
+        if "template" in vars(self):
+            return True
         if self._templates is None:
-            return None
-        key = template_key(self.module(self._supernet.space.teacher), self.inputs, self.output_names)
-        return None if key is None else self._templates / f"{key}.onnx"
+            return False
+        teacher = self.module(self._supernet.space.teacher)
+        if key := template_key(teacher, self.inputs, self.output_names):
+            self.template_path = self._templates / f"{key}.template"
+            if (found := find_template(self.template_path, teacher)) is not None:
+                vars(self)["template"] = found
+        return "template" in vars(self)
 
     @cached_property
     def template(self) -> GraphTemplate | None:
         """The exported teacher; None, with a warning, for a family whose graph cannot be edited."""
-        from latency_models.backends.graph_template import GraphTemplateError
-        from latency_models.backends.template_store import stored_template
+        from latency_models.backends.graph_template import GraphTemplate, GraphTemplateError
+        from latency_models.backends.template_store import keep_template
 
+        if self.template_path is None and self.find_template():
+            found: GraphTemplate | None = vars(self)["template"]
+            return found
         teacher = self.module(self._supernet.space.teacher)
         try:
-            return stored_template(self.template_path, teacher, self.inputs, self.output_names)
+            made = GraphTemplate.from_model(teacher, self.inputs, self.output_names)
         except GraphTemplateError as error:
             _logger.warning("%s Every subnet is exported instead, which takes seconds each.", error)
             return None
+        if self.template_path is not None:
+            keep_template(made, teacher, self.template_path)
+        return made
 
     def graph(self, subnet: SubnetConfig) -> ModelProto:
         """The subnet's ONNX graph; blocks whose own precision is int8 are quantised.
@@ -171,7 +184,7 @@ class SubnetCompiler:
         A process that calls it spends memory on nothing else. Runtimes other than ONNX Runtime on a CPU get what
         `isolated_job` sends.
         """
-        if (self.device.backend, self.device.provider) != ("onnxruntime", "cpu"):
+        if self.device.backend != "onnxruntime" or self.device.provider not in ("cpu", "CPUExecutionProvider"):
             return self.isolated_job(subnet)
         from latency_models.backends.onnxruntime import OnnxRuntimeBackend
 

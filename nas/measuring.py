@@ -64,8 +64,7 @@ class DeviceBench:
         """The exported teacher; exporting it takes up to some minutes, so it is told, once."""
         if "template" in vars(compiler):
             return compiler.template
-        reused = compiler.template_path is not None and compiler.template_path.is_file()
-        if reused:
+        if reused := compiler.find_template():
             self.bench.say(f"Reusing the teacher's graph {compiler.template_path}.")
         else:
             self.bench.say("Exporting the teacher's graph, from which every subnet's is cut ...")
@@ -88,6 +87,8 @@ class DeviceBench:
         from latency_models.backends.graph_students import student_graph
         from latency_models.backends.graph_template import GraphTemplateError
 
+        if subnet.hidden_size != self.bench.space.shape.hidden_size:  # A narrower stream is another graph.
+            return None
         if (template := self._template(self.compiler)) is None:
             return None
         try:

@@ -80,12 +80,15 @@ def model_hash(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def model_fingerprint(model: Any) -> str:
-    """A short hash of all that decides what a model computes: its weights, and its configuration's settings."""
+def model_settings(model: Any) -> str:
+    """A model's configuration as text, without what decides nothing: where it lay, and who wrote the file."""
     config = getattr(model, "config", None)
     settings = config.to_dict() if config is not None else {}
-    # Neither where the model lay nor who wrote the file changes its outputs.
     for name in ("_name_or_path", "transformers_version"):
         settings.pop(name, None)
-    text = json.dumps(settings, sort_keys=True, default=str)
-    return hashlib.sha256(f"{model_hash(model)}\n{text}".encode()).hexdigest()[:32]
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def model_fingerprint(model: Any) -> str:
+    """A short hash of all that decides what a model computes: its weights, and its configuration's settings."""
+    return hashlib.sha256(f"{model_hash(model)}\n{model_settings(model)}".encode()).hexdigest()[:32]

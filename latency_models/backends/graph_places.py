@@ -26,7 +26,6 @@ class LinearPlace:
     nodes: tuple[str, ...]
     source: str
     result: str
-    weight: str
 
 
 def transformers_model(model: nn.Module) -> tuple[str, nn.Module]:
@@ -127,4 +126,4 @@ def _describe(product: ir.Node, path: str) -> LinearPlace:
         if other and other[0] is not None and other[0].is_initializer() and scope_of(users[0]) == scope_of(product):
             result = users[0].outputs[0]
             names.append(str(result.name))
-    return LinearPlace(tuple(names), str(source.name), str(result.name), str(weight.name))
+    return LinearPlace(tuple(names), str(source.name), str(result.name))

@@ -1,16 +1,17 @@
 """Exported teachers on disk: a teacher whose graph was made once is not exported again by the next command.
 
-A stored graph is one ONNX file without the teacher's weights, which are put back from the teacher itself. Its name
-tells everything that the export depends on, so that a file is never read for another teacher, code or exporter.
+A file is a checksum and an ONNX graph without the teacher's weights, which are put back from the teacher itself. Its
+name tells what the export depends on: see `latency_models.backends.template_key`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -26,7 +27,7 @@ from search_spaces.shapes import ModelShape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import nn
 
     from latency_models.backends.causal import CachePlace
 
@@ -36,36 +37,32 @@ _TEACHER = "weights-of-the-teacher"  # Stands where the path of a file with weig
 _MOST_BYTES = 2**30  # Of what is not the teacher's own: a protobuf file holds less than 2 GiB.
 
 
-def stored_template(
-    path: Path | None, model: nn.Module, inputs: Mapping[str, Tensor], output_names: Sequence[str]
-) -> GraphTemplate:
-    """A teacher's template: from its file, else exported and stored there.
-
-    A file that is damaged is named in a warning and written anew.
+def find_template(path: Path, model: nn.Module) -> GraphTemplate | None:
+    """A teacher's template that was kept; None where there is none, or, with a warning, where it cannot be read.
 
     Args:
-        path: Its name tells what the graph depends on: `template_key`. None: nothing is read or stored.
+        path: Its name tells what the graph depends on: `latency_models.backends.template_key.template_key`.
         model: The deployed teacher.
-        inputs: Example tensors by input name.
-        output_names: One name per tensor that the forward pass returns.
-
-    Raises:
-        GraphTemplateError: A projection or a block cannot be found in the exported graph.
-        BackendError: torch cannot export the module.
     """
-    if path is not None and path.is_file():
-        try:
-            return read(path.read_bytes(), model)
-        except Exception as error:  # noqa: BLE001  (Parsers of damaged files raise what they like.)
-            _logger.warning("graph template: %s cannot be read (%s); the teacher is exported again.", path, error)
-    made = GraphTemplate.from_model(model, inputs, output_names)
-    if path is not None and (data := write(made, model)) is not None:
-        _keep(path, data)
-    return made
+    try:
+        return read(path.read_bytes(), model)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # noqa: BLE001  (Parsers of files that others wrote raise what they like.)
+        _logger.warning("graph template: %s cannot be read (%s); the teacher is exported again.", path, error)
+        return None
 
 
-def _keep(path: Path, data: bytes) -> None:
-    """Write aside and rename: a killed run leaves no half of a file. A full disk is no reason to stop."""
+def keep_template(template: GraphTemplate, model: nn.Module, path: Path) -> None:
+    """Keep a template for the next command, where a file can hold it; a full disk is told, and no reason to stop.
+
+    Args:
+        template: Of the model.
+        model: The deployed teacher.
+        path: Where `find_template` will look. It is written aside and renamed: a killed run leaves no half of a file.
+    """
+    if (data := write(template, model)) is None:
+        return
     # Not `tempfile`, whose files are for their owner alone: caches are shared.
     aside = path.with_name(f".{path.stem}-{uuid4().hex}")
     try:
@@ -79,7 +76,7 @@ def _keep(path: Path, data: bytes) -> None:
 
 
 def write(template: GraphTemplate, model: nn.Module) -> bytes | None:
-    """A template as an ONNX file without the teacher's own weights; None where that is too large for one file.
+    """A template without the teacher's own weights, behind its checksum; None where that is too large for one file.
 
     Args:
         template: Of the model.
@@ -103,7 +100,8 @@ def write(template: GraphTemplate, model: nn.Module) -> bytes | None:
     places["linears"] = {path: asdict(place) for path, place in template.linears.items()}
     places |= {name: [asdict(place) for place in getattr(template, name)] for name in ("sizes", "repeats", "caches")}
     graph.metadata_props[_PLACES] = json.dumps(places)
-    return bytes(ir.to_proto(graph).SerializeToString())
+    content = bytes(ir.to_proto(graph).SerializeToString())
+    return sha256(content).digest() + content
 
 
 def read(data: bytes, model: nn.Module) -> GraphTemplate:
@@ -114,12 +112,15 @@ def read(data: bytes, model: nn.Module) -> GraphTemplate:
         model: The deployed teacher that it was made of.
 
     Raises:
-        ValueError: A weight of the graph is not the model's. Parsers raise errors of their own for damaged files.
+        ValueError: The file is damaged or another program's, or a weight of its graph is not the model's.
     """
     import onnx
     import onnx_ir as ir
 
-    graph, own = ir.from_proto(onnx.load_model_from_string(data)), _Weights(model)
+    checksum, content = data[: sha256().digest_size], data[sha256().digest_size :]
+    if sha256(content).digest() != checksum:
+        raise ValueError("it is damaged, or was not written here")
+    graph, own = ir.from_proto(onnx.load_model_from_string(content)), _Weights(model)
     for value in graph.graph.initializers.values():
         constant = value.const_value
         if isinstance(constant, ir.ExternalTensor):

@@ -13,10 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from latency_models.backends.graph_template import GraphTemplate
-from latency_models.backends.template_key import template_key
-from latency_models.backends.template_store import read, stored_template, write
+from latency_models.backends.template_store import find_template, keep_template, read, write
+from latency_models.device import Device
+from latency_models.subnet_compiler import SubnetCompiler
+from search_spaces.calibrate import calibrate
+from search_spaces.supernet import Supernet
 from tests.latency_models.pruned import POOLED_NAMES, Pooled, example_inputs, prune_bert
-from tests.models import tiny_bert
+from tests.models import tiny_batches, tiny_bert, tiny_space
 
 PLACES = ("linears", "boundaries", "shape", "root", "sizes", "repeats", "caches")
 
@@ -29,19 +32,6 @@ def teacher():
 @pytest.fixture(scope="module")
 def exported(teacher):
     return GraphTemplate.from_model(teacher, example_inputs(), POOLED_NAMES)
-
-
-@pytest.fixture
-def once(exported, monkeypatch):
-    """Exports that take no time, and how many there were."""
-    exports: list[Any] = []
-
-    def from_model(*arguments: Any, **_: Any) -> GraphTemplate:
-        exports.append(arguments)
-        return exported
-
-    monkeypatch.setattr(GraphTemplate, "from_model", from_model)
-    return exports
 
 
 def edited(template: GraphTemplate, changes: Mapping[str, Any] | None = None) -> bytes:
@@ -74,35 +64,28 @@ def test_a_read_template_does_not_follow_its_teacher_s_training(exported):
     assert edited(template) == edited(exported)
 
 
-def test_what_is_stored_is_not_exported_again(teacher, exported, once, tmp_path):
-    path = tmp_path / "new" / "teacher.onnx"
-    first = stored_template(path, teacher, example_inputs(), POOLED_NAMES)
-    second = stored_template(path, teacher, example_inputs(), POOLED_NAMES)
-    assert len(once) == 1
-    assert first is exported
-    assert edited(second) == edited(first)
-    assert [file.name for file in path.parent.iterdir()] == ["teacher.onnx"]
+def test_what_is_kept_is_found(teacher, exported, tmp_path):
+    path = tmp_path / "new" / "teacher.template"
+    assert find_template(path, teacher) is None
+    keep_template(exported, teacher, path)
+    found = find_template(path, teacher)
+    assert found is not None
+    assert edited(found) == edited(exported)
+    assert [file.name for file in path.parent.iterdir()] == ["teacher.template"]
 
 
-def test_without_a_path_nothing_is_stored(teacher, once, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for _ in range(2):
-        stored_template(None, teacher, example_inputs(), POOLED_NAMES)
-    assert len(once) == 2
-    assert not list(tmp_path.iterdir())
-
-
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
-@given(cut=st.floats(0, 0.999), change=st.one_of(st.none(), st.binary(min_size=1, max_size=40)))
-def test_a_damaged_file_is_named_and_written_anew(teacher, exported, once, tmp_path, caplog, cut, change):
-    path, good = tmp_path / "teacher.onnx", write(exported, teacher)
-    path.write_bytes(good[: int(cut * len(good))] + (change or b""))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(place=st.floats(0, 0.999), change=st.one_of(st.none(), st.integers(1, 255), st.binary(max_size=40)))
+def test_a_damaged_file_is_named_and_not_read(teacher, exported, tmp_path, caplog, place, change):
+    """Cut off, one byte changed, or something else behind the cut."""
+    path, good = tmp_path / "teacher.template", write(exported, teacher)
+    at = int(place * len(good))
+    rest = bytes([good[at] ^ change]) + good[at + 1 :] if isinstance(change, int) else change or b""
+    path.write_bytes(good[:at] + rest)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        assert stored_template(path, teacher, example_inputs(), POOLED_NAMES) is exported
-    assert f"{path} cannot be read" in caplog.text
-    assert "is exported again" in caplog.text
-    assert path.read_bytes() == good
+        assert find_template(path, teacher) is None
+    assert f"{path} cannot be read (it is damaged, or was not written here); the teacher is exported" in caplog.text
 
 
 def test_weights_that_the_teacher_does_not_have_are_refused(teacher, exported):
@@ -111,81 +94,83 @@ def test_weights_that_the_teacher_does_not_have_are_refused(teacher, exported):
         read(data, Pooled(tiny_bert(type_vocab_size=3)))
 
 
-def test_a_graph_that_another_program_wrote_is_no_template(teacher, exported, tmp_path, once, caplog):
-    path = tmp_path / "teacher.onnx"
+def test_a_graph_that_another_program_wrote_is_no_template(teacher, exported, tmp_path, caplog):
+    path = tmp_path / "teacher.template"
     path.write_bytes(exported.edit({}).SerializeToString())
     with caplog.at_level(logging.WARNING):
-        assert stored_template(path, teacher, example_inputs(), POOLED_NAMES) is exported
-    assert "cannot be read" in caplog.text
+        assert find_template(path, teacher) is None
+    assert "was not written here" in caplog.text
 
 
-def test_a_folder_that_cannot_be_written_stops_nobody(teacher, exported, once, tmp_path, caplog):
+def test_a_folder_that_cannot_be_written_stops_nobody(teacher, exported, tmp_path, caplog):
     (tmp_path / "graphs").write_text("a file")
     with caplog.at_level(logging.WARNING):
-        made = stored_template(tmp_path / "graphs" / "teacher.onnx", teacher, example_inputs(), POOLED_NAMES)
-    assert made is exported
+        assert find_template(tmp_path / "graphs" / "teacher.template", teacher) is None
+        keep_template(exported, teacher, tmp_path / "graphs" / "teacher.template")
     assert "not kept for the next command" in caplog.text
 
 
-def test_more_than_a_file_can_hold_is_not_stored(teacher, exported, once, tmp_path, monkeypatch):
+def test_more_than_a_file_can_hold_is_not_kept(teacher, exported, tmp_path, monkeypatch):
     monkeypatch.setattr("latency_models.backends.template_store._MOST_BYTES", 1)
-    stored_template(tmp_path / "teacher.onnx", teacher, example_inputs(), POOLED_NAMES)
+    keep_template(exported, teacher, tmp_path / "teacher.template")
     assert not list(tmp_path.iterdir())
 
 
-# -- names ----------------------------------------------------------------------------------------------------------
+# -- compilers ------------------------------------------------------------------------------------------------------
 
 
-def key(model: Any = None, inputs: Any = None, names: Any = POOLED_NAMES) -> str | None:
-    return template_key(model or Pooled(tiny_bert()), inputs or example_inputs(), names)
+@pytest.fixture
+def once(exported, monkeypatch):
+    """Exports that take no time, and how many there were."""
+    exports: list[Any] = []
+
+    def from_model(*arguments: Any, **_: Any) -> GraphTemplate:
+        exports.append(arguments)
+        return exported
+
+    monkeypatch.setattr(GraphTemplate, "from_model", from_model)
+    return exports
 
 
-def test_equal_teachers_have_one_name_whatever_texts_are_run():
-    assert key() == key(Pooled(tiny_bert().eval())) == key(inputs=example_inputs(3, 9))
+def compiler(folder: Any) -> SubnetCompiler:
+    model = tiny_bert()
+    space = tiny_space(model)
+    supernet = Supernet(model, calibrate(model, tiny_batches(), space), space)
+    device = Device("cpu", "onnxruntime")
+    return SubnetCompiler(device, supernet, example_inputs(), POOLED_NAMES, deployable=Pooled, templates=folder)
 
 
-def test_what_decides_the_graph_is_in_its_name(monkeypatch):
-    trained, otherwise, wider = Pooled(tiny_bert()), Pooled(tiny_bert()), Pooled(tiny_bert())
-    with torch.no_grad():
-        next(trained.parameters()).view(-1)[0] += 1e-3
-    otherwise.model.config.layer_norm_eps = 1e-3
-    wider.scale = 2.0
-    half = {name: value.to(torch.int32) for name, value in example_inputs().items()}
-    found = [key(), key(trained), key(otherwise), key(wider), key(inputs=half), key(names=["a", "b"])]
-    monkeypatch.setattr("latency_models.backends.template_key.version", lambda name: "99.0")
-    assert len({*found, key()}) == len(found) + 1
+def test_the_next_compiler_does_not_export(once, exported, tmp_path):
+    first, second = compiler(tmp_path), compiler(tmp_path)
+    assert not first.find_template()
+    assert first.template is exported
+    assert second.find_template()
+    assert second.find_template()
+    assert edited(second.template) == edited(compiler(tmp_path).template) == edited(exported)
+    assert len(once) == 1
+    assert [file.suffix for file in tmp_path.iterdir()] == [".template"]
 
 
-def test_where_a_model_lies_is_not_in_its_name():
-    moved = Pooled(tiny_bert())
-    moved.model.config._name_or_path = "/elsewhere"
-    assert key(moved) == key()
+def test_a_damaged_file_is_written_anew(once, exported, tmp_path, caplog):
+    assert compiler(tmp_path).template is exported
+    (file,) = tmp_path.iterdir()
+    good = file.read_bytes()
+    file.write_bytes(good[:-1])
+    assert compiler(tmp_path).template is exported
+    assert len(once) == 2
+    assert file.read_bytes() == good
 
 
-@pytest.mark.parametrize("value", [lambda hidden: hidden, torch.zeros(2), object(), {"a": object()}])
-def test_a_wrapper_that_cannot_be_told_has_no_name(value):
-    model = Pooled(tiny_bert())
-    model.secret = value
-    assert key(model) is None
+def test_without_a_folder_nothing_is_kept(once, exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [compiler(None).find_template() for _ in range(2)] == [False, False]
+    assert [compiler(None).template for _ in range(2)] == [exported, exported]
+    assert len(once) == 2
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_model_with_hooks_has_no_name():
-    model = Pooled(tiny_bert())
-    model.model.register_forward_hook(lambda module, inputs, output: output)
-    assert key(model) is None
-
-
-def test_a_model_without_transformers_has_no_name():
-    assert key(torch.nn.Linear(2, 2)) is None
-
-
-def test_a_wrapper_of_another_code_has_another_name(tmp_path, monkeypatch):
-    found = []
-    for factor in (1, 2):
-        text = f"from tests.latency_models.pruned import Pooled\n\nclass Mine(Pooled):\n    factor = {factor}\n"
-        (tmp_path / "own_wrapper.py").write_text(text)
-        monkeypatch.syspath_prepend(str(tmp_path))
-        monkeypatch.delitem(__import__("sys").modules, "own_wrapper", raising=False)
-        found.append(key(__import__("own_wrapper").Mine(tiny_bert())))
-    assert None not in found
-    assert found[0] != found[1]
+def test_a_teacher_that_cannot_be_told_is_exported_each_time(once, exported, tmp_path, monkeypatch):
+    monkeypatch.setattr("latency_models.backends.template_key.template_key", lambda *_: None)
+    assert [compiler(tmp_path).template for _ in range(2)] == [exported, exported]
+    assert len(once) == 2
+    assert not list(tmp_path.iterdir())
