@@ -43,7 +43,7 @@ def test_a_member_that_does_not_bear_quantisation_is_exported_without_it(monkeyp
     config = {"finalists": {"steps": 1, "minutes": None, "stages": 1}, "model": {"path": "teacher"}}
     space = SimpleNamespace(shape=None)
     bench = SimpleNamespace(notes=[], say=said.append, config=config, space=space, task=None)
-    device = SimpleNamespace(compiler=SimpleNamespace(template=None))
+    device = SimpleNamespace(student_graph=lambda *_: None)
     finish = Finish(SimpleNamespace(bench=bench, device=device, directory=Path()))
     finish._export(None, None, "study-1", Path("models"))
     assert tried == [("fp32", "int8"), ("fp32",)]
