@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _EXPORTERS = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir")
+_START_UP_S = 5
 _KNOWN = ("torch", "transformers", "builtins")  # Their versions stand for their code.
 # Hooks that only look, and only where somebody collects what they see.
 _IDLE_HOOKS = "transformers.utils.output_capturing"
@@ -135,7 +136,8 @@ def _place(kind: type) -> Path:
 def _hash_of(files: Iterable[Path]) -> str:
     digest, started = hashlib.sha256(), psutil.Process().create_time()
     for file in files:
-        if file.stat().st_mtime > started:  # What this process runs may be what stood there before.
+        # What this process runs may be what stood there before; when it began is known to a second or two.
+        if file.stat().st_mtime > started + _START_UP_S:
             raise _UntoldError
         digest.update(file.read_bytes())
     return digest.hexdigest()

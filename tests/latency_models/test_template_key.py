@@ -126,7 +126,7 @@ def test_a_wrapper_s_code_and_its_base_class_s_are_in_its_name(tmp_path, monkeyp
 
 def test_code_that_was_written_while_this_process_ran_has_no_name(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path / "c"))
-    assert key(written(tmp_path / "c", 1, age=-10)(tiny_bert())) is None
+    assert key(written(tmp_path / "c", 1, age=-100)(tiny_bert())) is None
 
 
 def test_code_that_is_gone_has_no_name(tmp_path, monkeypatch):
