@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _EXPORTERS = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir")
-_START_UP_S = 5
+_START_UP_S = 5  # Sources that are younger than a process by more are not what it runs.
 _KNOWN = ("torch", "transformers", "builtins")  # Their versions stand for their code.
 # Hooks that only look, and only where somebody collects what they see.
 _IDLE_HOOKS = "transformers.utils.output_capturing"

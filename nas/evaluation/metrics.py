@@ -219,9 +219,6 @@ MULTI_LABEL = (
 )
 
 
-# -- a number a sample -------------------------------------------------------------------------------------------------
-
-
 def judged_on(task: Task, tables: Tables, split: str) -> tuple[int, str]:
     """How many rows a task's main measure is computed of, and what they are.
 
@@ -238,6 +235,9 @@ def judged_on(task: Task, tables: Tables, split: str) -> tuple[int, str]:
     elif getattr(examples, "pairs", None) is not None:
         unit = "pairs"
     return count_rows(tables[quality.table]), unit
+
+
+# -- a number a sample -------------------------------------------------------------------------------------------------
 
 
 def regression_rows(student: Floats, teacher: Floats, labels: NDArray[np.float32]) -> Rows:
